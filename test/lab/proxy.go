@@ -1,0 +1,183 @@
+package lab
+
+import (
+	"bufio"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/test/netns"
+)
+
+// ConnectProxy is a stand-in company proxy: HTTP CONNECT, with a password if one
+// is set. It records what it saw. Set the fields before Start; whoever starts it
+// closes it.
+type ConnectProxy struct {
+	User, Password string                // no authentication when User is empty
+	Hosts          map[string]netip.Addr // the names that it can resolve
+	Ports          []int                 // CONNECT is allowed to these; none means all
+	// Answer, if set, may answer a CONNECT in place of the proxy: with raw bytes,
+	// after which the connection is closed, or with nothing at all (silent), in
+	// which case it stays open.
+	Answer func(target string) (raw string, silent bool)
+	// Early is sent to the client in the same segment as the 200.
+	Early string
+
+	servers servers
+
+	mutex    sync.Mutex
+	targets  []string // accepted CONNECTs, in order
+	refused  int      // 407 answers to a wrong password
+	demanded int      // 407 answers to no password
+}
+
+// Start listens on a port of the namespace, in both families.
+func (p *ConnectProxy) Start(ns *netns.NS, port int) error {
+	return p.servers.listen(ns, port, func(conn *net.TCPConn) { p.serve(ns, conn) })
+}
+
+// Close stops listening, closes all connections and waits until they are served.
+func (p *ConnectProxy) Close() { p.servers.close() }
+
+// Targets are the targets of the CONNECT requests that were let through, in order.
+func (p *ConnectProxy) Targets() []string {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	return slices.Clone(p.targets)
+}
+
+// Refused is how many requests with a wrong password were answered with 407.
+func (p *ConnectProxy) Refused() int {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	return p.refused
+}
+
+// Demanded is how many requests without a password were answered with 407.
+func (p *ConnectProxy) Demanded() int {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	return p.demanded
+}
+
+// SetPassword changes the password that is demanded from now on.
+func (p *ConnectProxy) SetPassword(password string) {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	p.Password = password
+}
+
+func (p *ConnectProxy) serve(ns *netns.NS, client *net.TCPConn) {
+	reader := bufio.NewReader(client)
+	request, err := http.ReadRequest(reader)
+	if err != nil {
+		return
+	}
+	if !p.authorised(request) {
+		fmt.Fprint(client, "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"lab\"\r\nContent-Length: 0\r\n\r\n")
+		return
+	}
+	if request.Method != http.MethodConnect {
+		fmt.Fprint(client, "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n")
+		return
+	}
+	if p.Answer != nil {
+		raw, silent := p.Answer(request.Host)
+		if silent {
+			io.Copy(io.Discard, client)
+			return
+		}
+		if raw != "" {
+			io.WriteString(client, raw)
+			return
+		}
+	}
+	origin, status := p.dial(ns, request.Host)
+	if origin == nil {
+		fmt.Fprintf(client, "HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n", status)
+		return
+	}
+	defer origin.Close()
+	p.mutex.Lock()
+	p.targets = append(p.targets, request.Host)
+	p.mutex.Unlock()
+	if _, err := io.WriteString(client, "HTTP/1.1 200 Connection established\r\n\r\n"+p.Early); err != nil {
+		return
+	}
+	tunnel(client, reader, origin)
+}
+
+// authorised checks the password and counts the refusals.
+func (p *ConnectProxy) authorised(request *http.Request) bool {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	if p.User == "" {
+		return true
+	}
+	given := request.Header.Get("Proxy-Authorization")
+	if given == "Basic "+base64.StdEncoding.EncodeToString([]byte(p.User+":"+p.Password)) {
+		return true
+	}
+	if given == "" {
+		p.demanded++
+	} else {
+		p.refused++
+	}
+	return false
+}
+
+// dial opens the way to a target, or says with which status it is refused.
+func (p *ConnectProxy) dial(ns *netns.NS, target string) (origin *net.TCPConn, status string) {
+	host, portText, err := net.SplitHostPort(target)
+	if err != nil {
+		return nil, "400 Bad Request"
+	}
+	port, err := net.LookupPort("tcp", portText)
+	if err != nil || len(p.Ports) > 0 && !slices.Contains(p.Ports, port) {
+		return nil, "403 Forbidden"
+	}
+	address, err := netip.ParseAddr(host)
+	if err != nil {
+		known := false
+		if address, known = p.Hosts[host]; !known {
+			return nil, "503 Name Unknown"
+		}
+	}
+	err = ns.Do(func() error {
+		conn, err := net.DialTimeout("tcp", netip.AddrPortFrom(address, uint16(port)).String(), 5*time.Second)
+		if err == nil {
+			origin = conn.(*net.TCPConn)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, "502 Bad Gateway"
+	}
+	return origin, ""
+}
+
+// tunnel copies both ways and passes half-close on. A reset of either side resets
+// the other.
+func tunnel(client *net.TCPConn, early io.Reader, origin *net.TCPConn) {
+	var up sync.WaitGroup
+	up.Go(func() { carry(origin, client, early) })
+	carry(client, origin, origin)
+	up.Wait()
+}
+
+func carry(to, from *net.TCPConn, reader io.Reader) {
+	if _, err := io.Copy(to, reader); err != nil {
+		to.SetLinger(0)
+		from.SetLinger(0)
+		to.Close()
+		from.Close()
+		return
+	}
+	to.CloseWrite()
+}
