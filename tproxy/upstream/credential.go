@@ -1,0 +1,268 @@
+package upstream
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrCredentialRefused says that a flow was not carried because the proxy has
+// refused the credential before. Nothing was sent. The error that wraps it says
+// when the next try is due if there will be one.
+var ErrCredentialRefused = errors.New("the proxy refused the user name or the password before, and retries lock accounts: " +
+	"nothing was sent; correct them and restart, or send SIGHUP to have them tried once more")
+
+// patience is how long the answer to a first use keeps the others from trying. A
+// proxy refuses a credential at once; a slow answer means that it took it and is
+// dialling the destination.
+const patience = 2 * time.Second
+
+// The pauses before the single retries of a suspended credential are 1, 2, 4, 8,
+// 15, 15, ... minutes. The first is of the order of a restart of what checks the
+// passwords; the last is the time after which account policies commonly forget a
+// wrong one (15 minutes in the CIS benchmarks for Windows).
+const (
+	firstPause = 1 * time.Minute
+	lastPause  = 15 * time.Minute
+)
+
+// state is what is known of a credential.
+type state uint8
+
+const (
+	untried   state = iota // nothing; one flow has the turn, others wait in line
+	accepted               // the last answer was a tunnel
+	refused                // 407 at the first use
+	suspended              // 407 after it was accepted
+)
+
+// credential is a proxy's user name and password, and the breaker that guards them.
+type credential struct {
+	authorization string // value of the Proxy-Authorization field
+
+	// standing is the lease that all flows share in the accepted state, nil in
+	// every other: the whole check then is this one load.
+	standing atomic.Pointer[Lease]
+
+	mutex   sync.Mutex
+	state   state
+	epoch   uint64    // grows with the state; leases of an earlier one have no say
+	turn    *Lease    // untried: the lease that the line waits for; nil only if the line is empty
+	line    list.List // untried: of chan<- grant, each with room for one
+	retry   time.Time // suspended: when the next retry is due
+	retries int       // suspended: how many were refused
+}
+
+// grant is the end of waiting in line.
+type grant struct {
+	lease *Lease
+	err   error
+}
+
+// Lease is the permission to send a proxy's credential once. Whoever acquires one
+// must settle it; nil is a valid lease and stands for "no credential".
+type Lease struct {
+	credential *credential
+	epoch      uint64
+	shared     bool        // the standing lease of the accepted state
+	overdue    *time.Timer // of an untried credential: passes the turn after patience
+}
+
+// Acquire returns the permission to send the proxy's credential, which is to be
+// asked for when the connection is up and the request is the next thing to do.
+// While another flow is trying a credential of which nothing is known yet it waits
+// for the answer to that, at most until ctx is done. It fails with
+// ErrCredentialRefused if nothing may be sent.
+//
+// The lease is nil if the proxy has no credential.
+func (p *Proxy) Acquire(ctx context.Context) (*Lease, error) {
+	if p.credential == nil {
+		return nil, nil
+	}
+	return p.credential.acquire(ctx)
+}
+
+// TryAcquire is Acquire for a caller that must not wait: ok is false, without an
+// error, if Acquire would.
+func (p *Proxy) TryAcquire() (lease *Lease, ok bool, err error) {
+	if p.credential == nil {
+		return nil, true, nil
+	}
+	if lease := p.credential.standing.Load(); lease != nil {
+		return lease, true, nil
+	}
+	p.credential.mutex.Lock()
+	defer p.credential.mutex.Unlock()
+	return p.credential.try()
+}
+
+// Reset forgets that the proxy refused the credential: the next flow tries it as
+// if for the first time. Answers to what was sent before no longer count. A
+// credential that was not refused stays as it is.
+func (p *Proxy) Reset() {
+	if p.credential == nil {
+		return
+	}
+	p.credential.mutex.Lock()
+	defer p.credential.mutex.Unlock()
+	if state := p.credential.state; state == refused || state == suspended {
+		p.credential.enter(untried)
+	}
+}
+
+// Settle reports how the handshake under the lease ended: nil for a tunnel, else
+// its error, perhaps wrapped. Only a tunnel and a *RefusedError with status 407
+// say something about the credential. An exclusive lease is settled once; any
+// number of flows share and settle the one of an accepted credential.
+func (l *Lease) Settle(err error) {
+	if l == nil {
+		return
+	}
+	answer, answered := errors.AsType[*RefusedError](err)
+	denied := answered && answer.Status == http.StatusProxyAuthRequired
+	if l.shared && !denied {
+		return
+	}
+
+	c := l.credential
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if l.overdue != nil {
+		l.overdue.Stop()
+	}
+	switch {
+	case l.epoch != c.epoch:
+		// The question was settled by another answer.
+	case err == nil:
+		c.enter(accepted)
+	case denied:
+		c.deny()
+	case c.state == untried:
+		c.pass(l)
+	case answered: // suspended
+		// Most likely the proxy did not mind the credential, but whoever answers
+		// 403 or 502 need not have looked at it: the next flow asks again. Without
+		// an answer it stays at one try a pause.
+		c.retry = time.Now()
+	}
+}
+
+func (c *credential) acquire(ctx context.Context) (*Lease, error) {
+	if lease := c.standing.Load(); lease != nil {
+		return lease, nil
+	}
+	c.mutex.Lock()
+	lease, ok, err := c.try()
+	if ok || err != nil {
+		c.mutex.Unlock()
+		return lease, err
+	}
+	granted := make(chan grant, 1)
+	place := c.line.PushBack((chan<- grant)(granted))
+	c.mutex.Unlock()
+
+	select {
+	case grant := <-granted:
+		return grant.lease, grant.err
+	case <-ctx.Done():
+	}
+	c.mutex.Lock()
+	c.line.Remove(place)
+	c.mutex.Unlock()
+	select {
+	case grant := <-granted: // in the meantime; the next in line must not wait for it
+		grant.lease.Settle(ctx.Err())
+	default:
+	}
+	return nil, fmt.Errorf("wait until another flow has tried the credential: %w", context.Cause(ctx))
+}
+
+// try grants a lease if that can be decided now. It is called under the mutex.
+func (c *credential) try() (lease *Lease, ok bool, err error) {
+	switch c.state {
+	case accepted:
+		return c.standing.Load(), true, nil
+	case refused:
+		return nil, false, ErrCredentialRefused
+	case suspended:
+		if wait := time.Until(c.retry); wait > 0 {
+			return nil, false, fmt.Errorf("%w (it was accepted earlier: one more try in %s)", ErrCredentialRefused, wait.Round(time.Second))
+		}
+		// The retry is spent when it is granted, so that no second one starts
+		// however long the first takes.
+		c.epoch++
+		c.retry = time.Now().Add(c.pause())
+		return &Lease{credential: c, epoch: c.epoch}, true, nil
+	}
+	if c.turn != nil {
+		return nil, false, nil
+	}
+	lease = &Lease{credential: c, epoch: c.epoch}
+	lease.overdue = time.AfterFunc(patience, func() {
+		c.mutex.Lock()
+		defer c.mutex.Unlock()
+		c.pass(lease)
+	})
+	c.turn = lease
+	return lease, true, nil
+}
+
+// pause is the time from the latest refusal, or the latest retry, to the next retry.
+func (c *credential) pause() time.Duration {
+	const doublings = 4 // are enough to reach lastPause
+	return min(firstPause<<min(c.retries, doublings), lastPause)
+}
+
+// deny takes note of a 407. It is called under the mutex.
+func (c *credential) deny() {
+	switch c.state {
+	case untried:
+		c.enter(refused)
+	case accepted:
+		c.enter(suspended)
+		c.retries = 0
+		c.retry = time.Now().Add(c.pause())
+	case suspended:
+		c.retries++
+		c.retry = time.Now().Add(c.pause())
+	}
+}
+
+// enter changes the state and tells the line. It is called under the mutex.
+func (c *credential) enter(next state) {
+	c.state = next
+	c.epoch++
+	c.turn = nil
+	var standing *Lease
+	if next == accepted {
+		standing = &Lease{credential: c, epoch: c.epoch, shared: true}
+	}
+	c.standing.Store(standing)
+	c.wake()
+}
+
+// pass gives the turn of l, if it still has it, to the next in line. It is called
+// under the mutex.
+func (c *credential) pass(l *Lease) {
+	if c.turn == l {
+		c.turn = nil
+		c.wake()
+	}
+}
+
+// wake lets those in line go for whom something is decided, in their order. It is
+// called under the mutex.
+func (c *credential) wake() {
+	for first := c.line.Front(); first != nil; first = c.line.Front() {
+		lease, ok, err := c.try()
+		if !ok && err == nil {
+			return
+		}
+		c.line.Remove(first).(chan<- grant) <- grant{lease, err}
+	}
+}

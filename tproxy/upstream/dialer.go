@@ -1,0 +1,171 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+)
+
+// Keep-alive finds out that a silent peer is gone long before a flow's idle limit,
+// and keeps firewalls in between from forgetting the flow: common ones do so
+// after 5 minutes.
+const (
+	keepAliveIdle     = 2 * time.Minute
+	keepAliveInterval = 30 * time.Second
+)
+
+// Dialer opens the connections on which flows leave. Both times must be positive.
+// It is safe for concurrent use and must not be copied after its first use,
+// because it remembers the addresses of the proxies' names.
+type Dialer struct {
+	// Control prepares every socket before it is connected, those of name look-ups
+	// included: it sets the mark that keeps the gateway from capturing itself. See
+	// net.Dialer. Nil for nothing.
+	Control func(network, address string, c syscall.RawConn) error
+	// ConnectTimeout bounds the connect; with a proxy, the look-up of its name and
+	// the tries of all its addresses together.
+	ConnectTimeout time.Duration
+	// HandshakeTimeout bounds what follows on the connection to a proxy: the wait
+	// for the credential and the proxy's answer, which includes its own dialling.
+	HandshakeTimeout time.Duration
+
+	names names
+}
+
+// Direct connects to destination. The caller closes the connection.
+func (d *Dialer) Direct(ctx context.Context, destination netip.AddrPort) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.ConnectTimeout)
+	defer cancel()
+	return d.dial(ctx, destination)
+}
+
+// Tunnel connects to the proxy and has it open a tunnel to target. rest is what
+// the far side sent in the same segments as the proxy's answer. The caller closes
+// the connection, which has no deadline any more. A proxy's refusal is a
+// *RefusedError, or ErrCredentialRefused if it was not even asked. When ctx is
+// done, Tunnel returns at once.
+func (d *Dialer) Tunnel(ctx context.Context, proxy *Proxy, target Target) (conn *net.TCPConn, rest []byte, err error) {
+	handshake, err := proxy.Handshake(target)
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err = d.connect(ctx, proxy)
+	if err == nil {
+		if rest, err = d.shake(ctx, conn, proxy, handshake); err != nil {
+			conn.Close()
+		}
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("tunnel to %s through %s: %w", joinHostPort(target.Host, target.Port), proxy, err)
+	}
+	return conn, rest, nil
+}
+
+// connect dials the addresses of a proxy, one after the other.
+func (d *Dialer) connect(ctx context.Context, proxy *Proxy) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.ConnectTimeout)
+	defer cancel()
+	addresses, err := d.resolve(ctx, proxy.host)
+	if err != nil {
+		return nil, err
+	}
+	var failure error
+	for i, address := range addresses {
+		conn, err := d.dialShare(ctx, netip.AddrPortFrom(address, proxy.port), len(addresses)-i)
+		if err == nil {
+			if i > 0 {
+				d.names.worked(proxy.host, address)
+			}
+			return conn, nil
+		}
+		if failure == nil {
+			failure = err
+		} else {
+			failure = fmt.Errorf("%w; %w", failure, err)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, failure
+}
+
+// dialShare dials within an equal share of the time that is left for several
+// addresses, so that one that does not answer leaves time for the others.
+func (d *Dialer) dialShare(ctx context.Context, to netip.AddrPort, addresses int) (*net.TCPConn, error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(addresses))
+		defer cancel()
+	}
+	return d.dial(ctx, to)
+}
+
+func (d *Dialer) dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+	dialer := net.Dialer{
+		Control:         d.Control,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval},
+	}
+	dialer.SetMultipathTCP(false) // whatever GODEBUG says: an MPTCP socket cannot be spliced as cheaply
+	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	// Not DialTCP: without a source address that binds the socket to the zero one.
+	conn, err := dialer.DialContext(ctx, "tcp", to.String())
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// resolve returns the addresses of a proxy's host. A look-up takes at most half of
+// the time that there is for connecting.
+func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	if address, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{address}, nil
+	}
+	return d.names.addresses(ctx, host, func(ctx context.Context, host string) ([]netip.Addr, error) {
+		ctx, cancel := context.WithTimeout(ctx, d.ConnectTimeout/2)
+		defer cancel()
+		return d.resolver().LookupNetIP(ctx, "ip", host)
+	})
+}
+
+// resolver is Go's own, because the system's would open sockets that Control does
+// not see.
+func (d *Dialer) resolver() *net.Resolver {
+	return &net.Resolver{
+		PreferGo: true,
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			dialer := net.Dialer{Control: d.Control}
+			return dialer.DialContext(ctx, network, address)
+		},
+	}
+}
+
+// shake drives the handshake on a connection to the proxy, under a lease.
+func (d *Dialer) shake(ctx context.Context, conn *net.TCPConn, proxy *Proxy, handshake Handshake) (rest []byte, err error) {
+	limited, cancel := context.WithTimeout(ctx, d.HandshakeTimeout)
+	defer cancel()
+	lease, err := proxy.Acquire(limited)
+	if err != nil {
+		return nil, err
+	}
+	// A deadline in the past interrupts the handshake. If it came into play at all,
+	// conn serves nothing else.
+	stop := context.AfterFunc(limited, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	rest, err = Drive(conn, handshake)
+	interrupted := !stop()
+	// What the proxy said counts even if nobody waits for it any more.
+	lease.Settle(err)
+	switch {
+	case !interrupted || err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
+		return rest, err
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	}
+	return nil, fmt.Errorf("no answer within %s: %w", d.HandshakeTimeout, os.ErrDeadlineExceeded)
+}

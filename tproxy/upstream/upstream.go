@@ -1,0 +1,147 @@
+// Package upstream is how a flow leaves the host: directly, or through a tunnel
+// that an HTTP proxy opens at its CONNECT (RFC 9110 section 9.3.6), with Basic
+// credentials (RFC 7617) if the proxy wants some.
+//
+// What is said to a proxy is a [Handshake], a state machine that does no input or
+// output, so that an event loop can drive it as well as [Drive], which does so on
+// an ordinary net.Conn. A [Dialer] opens connections and does all of it on the
+// caller's goroutine.
+//
+// # Credentials
+//
+// Companies lock accounts after a few wrong passwords, and a gateway has hundreds
+// of flows that would each send one. So a proxy's credential is sent only under a
+// [Lease], from just before the request until the answer is known:
+//
+//   - untried: one flow sends it and the others wait for the answer. An answer
+//     that says nothing about the credential passes the turn to the next.
+//   - accepted: everybody sends it. The lease costs one atomic load.
+//   - refused (407 at its first use): nobody sends it until [Proxy.Reset].
+//   - suspended (407 after it was accepted): nobody sends it but for single
+//     retries, minutes apart. Flows that were under way already when it happened
+//     may each see a 407.
+package upstream
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Handshake is one flow's negotiation with its proxy. It does no input or output
+// of its own, keeps no time, and bounds what it accepts. It serves one connection
+// and is not safe for concurrent use.
+type Handshake interface {
+	// Hello is what to send first.
+	Hello() []byte
+	// Feed takes the bytes that were just received, however the stream was cut up,
+	// and returns what to send now. When done, rest is the end of in, which
+	// already belongs to the tunnel. An error ends the connection. After done or
+	// an error Feed must not be called again.
+	//
+	// in may be reused once the call has returned and rest is dealt with; out is
+	// valid until the next call.
+	Feed(in []byte) (out, rest []byte, done bool, err error)
+}
+
+// Proxy is one configured upstream and what is known of its credential. All flows
+// share it; it is safe for concurrent use.
+type Proxy struct {
+	host       string // a DNS name, or an IP literal without brackets
+	port       uint16
+	credential *credential // nil: none
+}
+
+// Host returns the proxy's DNS name or IP literal, the latter without brackets.
+func (p *Proxy) Host() string { return p.host }
+
+// Port returns the proxy's TCP port.
+func (p *Proxy) Port() uint16 { return p.port }
+
+// String returns the proxy's URL without user name and password, fit for logs.
+func (p *Proxy) String() string {
+	// The zone of an IPv6 literal is written as RFC 6874 has it.
+	return "http://" + joinHostPort(strings.Replace(p.host, "%", "%25", 1), p.port)
+}
+
+// Handshake returns the negotiation of a tunnel to t. It sends the credential, so
+// that it must run under a lease of this proxy if there is one. The error says
+// that t cannot be asked for: no byte of a hostile name gets into a request.
+func (p *Proxy) Handshake(t Target) (Handshake, error) {
+	authority, err := t.authority()
+	if err != nil {
+		return nil, err
+	}
+	return &connect{authority: authority, credential: p.credential}, nil
+}
+
+// Target is where a tunnel leads.
+type Target struct {
+	Host string // a DNS name, or an IP literal without brackets
+	Port uint16
+}
+
+// authority is the target in the form of a CONNECT request (RFC 9112 section
+// 3.2.3), or an error if it is none. What it lets through is letters, digits and
+// the marks of a host name or an address.
+func (t Target) authority() (string, error) {
+	if t.Port == 0 {
+		return "", fmt.Errorf("target %.300q: port 0 cannot be reached", t.Host)
+	}
+	address, err := netip.ParseAddr(t.Host)
+	switch {
+	case err == nil && address.Zone() != "":
+		return "", fmt.Errorf("target %.300q: the zone of an address means nothing to a proxy", t.Host)
+	case err == nil:
+		return joinHostPort(address.Unmap().String(), t.Port), nil
+	case !validName(t.Host):
+		return "", fmt.Errorf("target %.300q: neither a DNS name nor an address", t.Host)
+	}
+	return joinHostPort(t.Host, t.Port), nil
+}
+
+func joinHostPort(host string, port uint16) string {
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+}
+
+// validName reports whether name is a DNS name (RFC 1035 section 2.3.4: 63 bytes a
+// label, 253 in all as text), with the underscores that are met in practice, and
+// with or without the final dot. A last label that is a number is the sign of an
+// IPv4 address gone wrong.
+func validName(name string) bool {
+	name = strings.TrimSuffix(name, ".")
+	if len(name) > 253 {
+		return false
+	}
+	var last string
+	for last = range strings.SplitSeq(name, ".") {
+		if len(last) < 1 || len(last) > 63 {
+			return false
+		}
+		for i := range len(last) {
+			if c := last[i]; !isAlphanumeric(c) && c != '-' && c != '_' {
+				return false
+			}
+		}
+	}
+	return !isNumber(last)
+}
+
+func isAlphanumeric(c byte) bool {
+	return 'a' <= c|0x20 && c|0x20 <= 'z' || isDigit(c)
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+func isNumber(text string) bool {
+	return text != "" && strings.Trim(text, "0123456789") == ""
+}
+
+// basic is the value of the Proxy-Authorization field (RFC 7617 section 2). The
+// user name and the password go out as the bytes that they are.
+func basic(user, password string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+}

@@ -1,0 +1,177 @@
+package upstream_test
+
+import (
+	"encoding/base64"
+	"strings"
+	"testing"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
+)
+
+func TestParse(t *testing.T) {
+	for _, test := range []struct {
+		raw, host, text, credential string
+		port                        uint16
+	}{
+		{raw: "http://proxy.example.org:8080", host: "proxy.example.org", port: 8080, text: "http://proxy.example.org:8080"},
+		{raw: "http://proxy.example.org:8080/", host: "proxy.example.org", port: 8080, text: "http://proxy.example.org:8080"},
+		{raw: "HTTP://proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
+		{raw: "http://proxy:", host: "proxy", port: 3128, text: "http://proxy:3128"},
+		{raw: "proxy:8080", host: "proxy", port: 8080, text: "http://proxy:8080"},
+		{raw: "proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
+		{raw: "us_er.proxy-1.example.", host: "us_er.proxy-1.example.", port: 3128, text: "http://us_er.proxy-1.example.:3128"},
+		{raw: "http://192.0.2.7:1", host: "192.0.2.7", port: 1, text: "http://192.0.2.7:1"},
+		{raw: "http://[2001:DB8::1]:65535", host: "2001:db8::1", port: 65535, text: "http://[2001:db8::1]:65535"},
+		{raw: "[::1]", host: "::1", port: 3128, text: "http://[::1]:3128"},
+		{raw: "http://[fe80::1%25eth0]:8080", host: "fe80::1%eth0", port: 8080, text: "http://[fe80::1%25eth0]:8080"},
+		{raw: "http://[fe80::1%eth0]:8080", host: "fe80::1%eth0", port: 8080, text: "http://[fe80::1%25eth0]:8080"},
+
+		{raw: "http://user:pass@proxy", host: "proxy", port: 3128, credential: "user:pass", text: "http://proxy:3128"},
+		{raw: "user:pass@proxy:8080", host: "proxy", port: 8080, credential: "user:pass", text: "http://proxy:8080"},
+		{raw: "http://us%20er:p%40ss%3A%2Fw@proxy", host: "proxy", port: 3128, credential: "us er:p@ss:/w", text: "http://proxy:3128"},
+		{raw: "http://us%20er:p%40ss%3Aw%2Fo%25rd@[::1]:3129", host: "::1", port: 3129, credential: "us er:p@ss:w/o%rd", text: "http://[::1]:3129"},
+		{raw: "http://a+b:c+d@proxy", host: "proxy", port: 3128, credential: "a+b:c+d", text: "http://proxy:3128"},
+		{raw: "http://user:pa:ss!$&'()*,;=~@proxy", host: "proxy", port: 3128, credential: "user:pa:ss!$&'()*,;=~", text: "http://proxy:3128"},
+		{raw: "http://user:p%C3%A4ss@proxy", host: "proxy", port: 3128, credential: "user:päss", text: "http://proxy:3128"},
+		{raw: "http://user@proxy", host: "proxy", port: 3128, credential: "user:", text: "http://proxy:3128"},
+		{raw: "http://:pass@proxy", host: "proxy", port: 3128, credential: ":pass", text: "http://proxy:3128"},
+		{raw: "http://:@proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
+		{raw: "http://@proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
+	} {
+		proxy, err := upstream.Parse(test.raw)
+		if err != nil {
+			t.Errorf("%s: %v", test.raw, err)
+			continue
+		}
+		if proxy.Host() != test.host || proxy.Port() != test.port || proxy.String() != test.text {
+			t.Errorf("%s: %s, %d, %s", test.raw, proxy.Host(), proxy.Port(), proxy)
+		}
+		if sent := credentialOf(t, proxy); sent != test.credential {
+			t.Errorf("%s: sends the credential %q, want %q", test.raw, sent, test.credential)
+		}
+	}
+}
+
+// credentialOf returns what a request to the proxy says, decoded; "" for nothing.
+func credentialOf(t *testing.T, proxy *upstream.Proxy) string {
+	t.Helper()
+	handshake, err := proxy.Handshake(upstream.Target{Host: "example.org", Port: 443})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, found := strings.Cut(string(handshake.Hello()), "\r\nProxy-Authorization: Basic ")
+	if !found {
+		return ""
+	}
+	encoded, _, _ := strings.Cut(after, "\r\n")
+	plain, err := base64.StdEncoding.DecodeString(encoded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(plain)
+}
+
+func TestParseErrors(t *testing.T) {
+	const (
+		encode  = "percent-encode"
+		use     = "use http://host:port"
+		bracket = "http://[2001:db8::1]:3128"
+	)
+	for _, test := range []struct{ raw, shown, says string }{
+		{"ftp://x", "ftp://x: ", `scheme "ftp" is not supported: use http://host:port`},
+		{"https://proxy:443", "https://proxy:443: ", `scheme "https" is not supported`},
+		{"socks5://user:S3cr3t@proxy", "socks5://***@proxy: ", `scheme "socks5" is not supported`},
+		{"", `"": `, use},
+		{"http://", "http://: ", use},
+		{"http://:3128", "http://:3128: ", use},
+		{"http://user:S3cr3t@", "http://***@: ", use},
+		{"http://user:S3cr3t@:80", "http://***@:80: ", use},
+
+		{"http://user:S3cr3t/x@proxy:80", "http://***@proxy:80: ", encode},
+		{"http://user:S3cr3t#x@proxy:80", "http://***@proxy:80: ", encode},
+		{"http://user:S3cr3t?x@proxy:80", "http://***@proxy:80: ", encode},
+		{"http://user:S3cr3t@x@proxy:80", "http://***@proxy:80: ", encode},
+		{"http://us er:S3cr3t@proxy", "http://***@proxy: ", encode},
+		{"http://user:S3cr3t\"@proxy", "http://***@proxy: ", encode},
+		{"http://user:S3cr3t\x00@proxy", "http://***@proxy: ", encode},
+		{"http://user:S3cr3t\r\n@proxy", "http://***@proxy: ", encode},
+		{"http://user:S3cr3tä@proxy", "http://***@proxy: ", encode},
+		{"http://user:S3cr3t%@proxy", "http://***@proxy: ", "%25"},
+		{"http://user:S3cr3t%zz@proxy", "http://***@proxy: ", "%25"},
+		{"http://us%zzer:S3cr3t@proxy", "http://***@proxy: ", "%25"},
+		{"http://us%3Aer:S3cr3t@proxy", "http://***@proxy: ", "colon"},
+		{"http://us%0Aer:S3cr3t@proxy", "http://***@proxy: ", "control characters"},
+		{"http://user:S3cr3t%0d%0aX@proxy", "http://***@proxy: ", "control characters"},
+		{"http://user:S3cr3t%7F@proxy", "http://***@proxy: ", "control characters"},
+
+		// The host forgotten: what looks like a port or a path is a password.
+		{"http://user:S3cr3t", "http://user:***: ", use},
+		{"user:S3cr3t/", "user:***: ", use},
+		{"http://user:12/S3cr3t", "http://user:***: ", encode},
+		{"http://user:12#S3cr3t", "http://user:***: ", encode},
+		{"user:S3cr3t]:5", "user:***: ", use},
+
+		{"http://proxy:3128/path", "http://proxy:***: ", use},
+		{"http://proxy/path", "http://proxy/***: ", use},
+		{"http://proxy?query", "http://proxy?***: ", use},
+		{"http://proxy#fragment", "http://proxy#***: ", use},
+		{"http://proxy//", "http://proxy//: ", use},
+		{"http://proxy:0", "http://proxy:0: ", "1 to 65535"},
+		{"http://proxy:65536", "http://proxy:65536: ", "1 to 65535"},
+		{"http://proxy:+80", "http://proxy:***: ", "1 to 65535"},
+		{"http://proxy:80:80", "http://proxy:***: ", "more than one colon"},
+		{"http://2001:db8::1", "http://2001:***: ", bracket},
+		{"http://[2001:db8::1", "", bracket},
+		{"http://[2001:db8::x]:80", "http://[2001:db8::x]:80: ", bracket},
+		{"http://[192.0.2.1]:80", "http://[192.0.2.1]:80: ", bracket},
+		{"http://[fe80::1%25]:80", "http://[fe80::1%25]:80: ", bracket},
+		{"http://[fe80::1%a\nb]:80", `"http://[fe80::1%a\nb]:80": `, bracket},
+		{"http://[::1]80", "http://[::1]80: ", use},
+		{"http://pro xy", `"http://pro xy": `, use},
+		{"http://proxy\n", `"http://proxy\n": `, use},
+		{"http://pröxy", `"http://pr\u00f6xy": `, "xn--"},
+		{"http://pro%78y", "http://pro%78y: ", use},
+		{"http://pro..xy", "http://pro..xy: ", use},
+		{"http://256.0.0.1", "http://256.0.0.1: ", use},
+		{"http://" + strings.Repeat("a", 64), "", use},
+		{"http://" + strings.Repeat("a.", 2500), "", "4096 bytes"},
+	} {
+		proxy, err := upstream.Parse(test.raw)
+		if err == nil {
+			t.Errorf("%q: taken as %s", test.raw, proxy)
+			continue
+		}
+		text := err.Error()
+		if !strings.HasPrefix(text, test.shown) || !strings.Contains(text, test.says) {
+			t.Errorf("%q:\n got %s\nwant %s...%s", test.raw, text, test.shown, test.says)
+		}
+		if strings.Contains(text, "S3cr3t") {
+			t.Errorf("%q: the password is in %s", test.raw, text)
+		}
+		if strings.ContainsAny(text, "\r\n") || len(text) > 700 {
+			t.Errorf("%q: not one line of bearable length: %q", test.raw, text)
+		}
+	}
+}
+
+// FuzzParse looks for a way to have a password shown.
+func FuzzParse(f *testing.F) {
+	for _, seed := range []string{"", "@proxy", "@proxy:80/", "/x@proxy", "]:5", "%zz@[::1]", "\n@x", "://x", "@[::1]:x"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, after string) {
+		for _, before := range []string{"http://user:", "user:", "ftp://user:", "http://user:1", "[user:"} {
+			proxy, err := upstream.Parse(before + "S3cr3t" + after)
+			switch {
+			case err == nil:
+				if strings.Contains(proxy.String(), "S3cr3t") {
+					t.Errorf("%q is shown as %s", before+after, proxy)
+				}
+			case strings.ContainsAny(err.Error(), "\r\n"):
+				t.Errorf("more than one line: %q", err)
+			case strings.Contains(err.Error(), "S3cr3t") && before != "[user:":
+				t.Errorf("%q: %v", before+after, err)
+			}
+		}
+	})
+}
