@@ -1,0 +1,190 @@
+package netfilter
+
+import (
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+)
+
+// kernel is what this package asks of nf_tables. Tests put errors between of kernels that they do not run on.
+type kernel interface {
+	// holder says who has the name of a table.
+	holder(name string) (holder, error)
+	// commit does all of the change or, after an error, nothing.
+	commit(change []operation) error
+	// intact reports whether the table has the rules, and as many elements of its sets, as t.
+	intact(t table) (bool, error)
+	close() error
+}
+
+// holder is who has the name of a table.
+type holder uint8
+
+const (
+	nobody  holder = iota
+	left           // ours, and no process owns it
+	living         // ours, and a process owns it
+	foreign        // not ours
+)
+
+// operation is one step of a transaction.
+type operation struct {
+	verb  verb
+	table table
+}
+
+type verb uint8
+
+const (
+	put    verb = iota // there or not, the table has then exactly the rules and elements described
+	create             // it must not be there
+	drop               // there or not; needs only the name and owned
+)
+
+func puts(tables []table) []operation {
+	var change []operation
+	for _, t := range tables {
+		change = append(change, operation{verb: put, table: t})
+	}
+	return change
+}
+
+// connection is the netlink socket for everything: the kernel knows an owner by its socket. The library makes the socket's
+// buffers as large as a transaction needs.
+type connection struct{ netlink *nftables.Conn }
+
+func dial() (*connection, error) {
+	netlink, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return nil, err
+	}
+	return &connection{netlink}, nil
+}
+
+func (k *connection) close() error { return k.netlink.CloseLasting() }
+
+// library returns the table as the library has it.
+func (t table) library() *nftables.Table {
+	header := &nftables.Table{Family: nftables.TableFamilyINet, Name: t.name}
+	if t.owned {
+		header.Flags = nftables.TableFlagOwner
+	}
+	return header
+}
+
+func (k *connection) holder(name string) (holder, error) {
+	tables, err := k.netlink.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nobody, err
+	}
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == name })
+	if i < 0 {
+		return nobody, nil
+	}
+	sets, err := k.netlink.GetSets(tables[i])
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		return nobody, absent(err)
+	}
+	// What the library cannot read are no sets of ours.
+	ours := err == nil && slices.ContainsFunc(sets, func(s *nftables.Set) bool {
+		return strings.HasPrefix(s.Comment, marker)
+	})
+	switch {
+	case !ours:
+		return foreign, nil
+	case tables[i].Flags&nftables.TableFlagOwner != 0:
+		return living, nil
+	}
+	return left, nil
+}
+
+func (k *connection) commit(change []operation) error {
+	for _, o := range change {
+		table := o.table.library()
+		if o.verb == create {
+			k.netlink.CreateTable(table)
+		} else {
+			k.netlink.AddTable(table)
+		}
+		if o.verb == drop {
+			k.netlink.DelTable(table)
+			continue
+		}
+		k.fill(table, o.table)
+	}
+	return k.netlink.Flush()
+}
+
+// fill replaces what is in the sets and chains. They are flushed rather than made anew, so that no packet meets a hook
+// between two chains. What goes wrong here is told by the library's Flush.
+func (k *connection) fill(table *nftables.Table, t table) {
+	for _, s := range t.sets {
+		set := s.in(table)
+		_ = k.netlink.AddSet(set, nil)
+		k.netlink.FlushSet(set)
+		_ = k.netlink.SetAddElements(set, s.keys())
+	}
+	chains := make([]*nftables.Chain, len(t.chains))
+	for i, c := range t.chains {
+		chain := &nftables.Chain{Table: table, Name: c.name}
+		if c.hook != nil {
+			policy := nftables.ChainPolicyAccept
+			chain.Type, chain.Policy = nftables.ChainTypeFilter, &policy
+			chain.Hooknum, chain.Priority = c.hook.number, c.hook.priority
+		}
+		chains[i] = k.netlink.AddChain(chain)
+		k.netlink.FlushChain(chain)
+	}
+	for i, c := range t.chains {
+		for _, r := range c.rules {
+			rule := &nftables.Rule{Table: table, Chain: chains[i], UserData: r.userData()}
+			for _, part := range r.clauses {
+				rule.Exprs = append(rule.Exprs, part.expressions...)
+			}
+			k.netlink.AddRule(rule)
+		}
+	}
+}
+
+// userData is the comment as nft(8) writes it.
+func (r rule) userData() []byte {
+	return userdata.AppendString(nil, userdata.TypeComment, r.comment)
+}
+
+func (k *connection) intact(t table) (bool, error) {
+	table := t.library()
+	for _, c := range t.chains {
+		rules, err := k.netlink.GetRules(table, &nftables.Chain{Name: c.name})
+		if err != nil {
+			return false, absent(err)
+		}
+		// The library does not read all expressions back: a rule is known by its comment.
+		if !slices.EqualFunc(c.rules, rules, func(r rule, found *nftables.Rule) bool {
+			return string(r.userData()) == string(found.UserData)
+		}) {
+			return false, nil
+		}
+	}
+	for _, s := range t.sets {
+		elements, err := k.netlink.GetSetElements(s.in(table))
+		if err != nil {
+			return false, absent(err)
+		}
+		if len(elements) != len(s.keys()) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// absent is nil if err says that something is not there.
+func absent(err error) error {
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}

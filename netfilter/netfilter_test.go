@@ -1,0 +1,278 @@
+package netfilter
+
+import (
+	"errors"
+	"flag"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/transproxy-tproxy/transproxy-tproxy/test/netns"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestMain(m *testing.M) {
+	if mode := os.Getenv(instanceVariable); mode != "" {
+		runInstance(mode)
+	}
+	flag.Parse()
+	os.Exit(netns.Main(m))
+}
+
+// testConfig captures what comes in by lan0.
+func testConfig() Config {
+	return Config{
+		Table: "transproxy", Mask: 0x07000000, LAN: 0x01000000, Exempt: 0x04000000,
+		Listen:     []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:15001"), netip.MustParseAddrPort("[::1]:15001")},
+		Interfaces: []string{"lan0"},
+		Clients:    prefixes("10.1.0.0/24", "fd01::/64"),
+		Bypass:     prefixes("198.51.100.0/24", "2001:db8:51::/48"),
+		Ports:      []PortRange{{22, 22}, {80, 80}, {443, 443}},
+	}
+}
+
+func prefixes(texts ...string) []netip.Prefix {
+	var list []netip.Prefix
+	for _, text := range texts {
+		list = append(list, netip.MustParsePrefix(text))
+	}
+	return list
+}
+
+// within runs the test in a network namespace of its own.
+func within(t *testing.T, test func()) {
+	t.Helper()
+	ns := newNS(t)
+	if err := ns.Do(func() error { test(); return nil }); err != nil && !t.Skipped() {
+		t.Fatal(err)
+	}
+}
+
+func newNS(t *testing.T) *netns.NS {
+	t.Helper()
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	return ns
+}
+
+func mustOpen(t *testing.T) *Handle {
+	t.Helper()
+	h, err := Open(testConfig().Table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	return h
+}
+
+func mustApply(t *testing.T, h *Handle, c Config) {
+	t.Helper()
+	if err := h.Apply(c); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tables returns the names of the namespace's tables.
+func tables(t *testing.T) []string {
+	t.Helper()
+	list, err := (&nftables.Conn{}).ListTables()
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := []string{}
+	for _, table := range list {
+		names = append(names, table.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func wantTables(t *testing.T, want ...string) {
+	t.Helper()
+	if got := tables(t); !slices.Equal(got, want) {
+		t.Fatalf("tables %q, want %q", got, want)
+	}
+}
+
+// wantIntact fails unless the kernel has what c asks for.
+func wantIntact(t *testing.T, h *Handle, c Config) {
+	t.Helper()
+	wanted := []table{captureTable(&c)}
+	if c.FailClosed {
+		wanted = append(wanted, guardTable(&c))
+	}
+	for _, table := range wanted {
+		if intact, err := h.kernel.intact(table); err != nil || !intact {
+			t.Fatalf("table %s is not what was applied: %v", table.name, err)
+		}
+	}
+}
+
+func TestLife(t *testing.T) {
+	within(t, func() {
+		h := mustOpen(t)
+		wantTables(t, "transproxy")
+		if !h.Owned() {
+			t.Error("the table has no owner")
+		}
+
+		c := testConfig()
+		mustApply(t, h, c)
+		wantIntact(t, h, c)
+
+		c.Bypass = prefixes("203.0.113.0/24", "198.51.100.0/25", "0.0.0.0/8")
+		c.Ports = []PortRange{{0, 65535}}
+		c.Interfaces, c.Uplinks = nil, []string{"wan0", "wan1"}
+		c.Listen = c.Listen[:1]
+		c.FailClosed = true
+		mustApply(t, h, c)
+		wantIntact(t, h, c)
+		wantTables(t, "transproxy", "transproxy_guard")
+
+		if err := h.Drain(); err != nil {
+			t.Fatal(err)
+		}
+		if intact, err := h.kernel.intact(drainedTable(&c)); err != nil || !intact {
+			t.Errorf("the table was not drained: %v", err)
+		}
+		wantTables(t, "transproxy", "transproxy_guard")
+
+		c.FailClosed = false
+		mustApply(t, h, c)
+		wantIntact(t, h, c)
+		wantTables(t, "transproxy")
+
+		c.FailClosed = true
+		mustApply(t, h, c)
+		for range 2 {
+			if err := h.Close(); err != nil {
+				t.Fatal(err)
+			}
+			wantTables(t)
+		}
+		if err := h.Apply(c); err == nil {
+			t.Error("a closed table can be applied to")
+		}
+	})
+}
+
+func TestApplyRefusedChangesNothing(t *testing.T) {
+	within(t, func() {
+		h := mustOpen(t)
+		c := testConfig()
+		mustApply(t, h, c)
+		for _, change := range []func(*Config){
+			func(c *Config) { c.Table = "other" },
+			func(c *Config) { c.Listen = nil },
+			func(c *Config) { c.Listen = append(c.Listen, netip.MustParseAddrPort("127.0.0.2:15001")) },
+			func(c *Config) { c.Listen = []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:15001")} },
+			func(c *Config) { c.LAN = 0x10000000 },
+			func(c *Config) { c.Exempt = c.LAN },
+			func(c *Config) { c.Interfaces = []string{"lo"} },
+			func(c *Config) { c.Interfaces = []string{`eth0" accept`} },
+			func(c *Config) { c.Uplinks = []string{"eth*"} },
+			func(c *Config) { c.Clients = []netip.Prefix{{}} },
+			func(c *Config) { c.Ports = []PortRange{{90, 80}} },
+		} {
+			bad := testConfig()
+			change(&bad)
+			if err := h.Apply(bad); err == nil {
+				t.Errorf("applied %+v", bad)
+			} else if strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than a line: %v", err)
+			}
+		}
+		wantIntact(t, h, c)
+	})
+}
+
+func TestSecondInstance(t *testing.T) {
+	within(t, func() {
+		mustOpen(t)
+		_, err := Open("transproxy")
+		wantInUse(t, err)
+		wantInUse(t, CleanUp("transproxy"))
+		wantTables(t, "transproxy")
+
+		other, err := Open("transproxy2")
+		if err != nil {
+			t.Fatalf("an instance with another table: %v", err)
+		}
+		if err := other.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func wantInUse(t *testing.T, err error) {
+	t.Helper()
+	var inUse *InUseError
+	if !errors.As(err, &inUse) || err.Error() != "another instance holds nft table transproxy: stop it, or choose another with --nft-table" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestForeignTables(t *testing.T) {
+	for _, name := range []string{"transproxy", "transproxy_guard"} {
+		t.Run(name, func(t *testing.T) {
+			within(t, func() {
+				conn := &nftables.Conn{}
+				foreign := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: name})
+				conn.AddChain(&nftables.Chain{Table: foreign, Name: "prerouting"})
+				if err := conn.Flush(); err != nil {
+					t.Fatal(err)
+				}
+				want := "nft table inet " + name + " exists and is not ours: choose another with --nft-table, or delete it"
+				if _, err := Open("transproxy"); err == nil || err.Error() != want {
+					t.Errorf("got %v, want %s", err, want)
+				}
+				if err := CleanUp("transproxy"); err != nil {
+					t.Error(err)
+				}
+				wantTables(t, name)
+			})
+		})
+	}
+}
+
+func TestFlushRuleset(t *testing.T) {
+	within(t, func() {
+		h := mustOpen(t)
+		c := testConfig()
+		mustApply(t, h, c)
+		nft(t, "flush", "ruleset")
+		wantIntact(t, h, c)
+	})
+}
+
+// nft runs the command and returns what it prints; without the command the test is skipped.
+func nft(t *testing.T, arguments ...string) string {
+	t.Helper()
+	path, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("nft is not on PATH")
+	}
+	output, err := exec.Command(path, arguments...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft %s: %v\n%s", strings.Join(arguments, " "), err, output)
+	}
+	return string(output)
+}
+
+func eventually(t *testing.T, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited too long")
+		}
+	}
+}
