@@ -1,0 +1,74 @@
+// Command transproxy-tproxy is a gateway that lets machines with no proxy
+// settings reach the network through an HTTP proxy. This package alone knows all
+// others: it reads the flags, works out what they mean on this host, and starts
+// and stops the parts in their order.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+// Exit statuses.
+const (
+	exitFailure = 1
+	exitUsage   = 2 // the command line or the environment is wrong; nothing was tried
+)
+
+func main() {
+	arguments := takeArguments(os.Args[1:])
+	if err := dispatch(arguments); err != nil {
+		if status, silent := err.(exitStatus); silent {
+			os.Exit(int(status))
+		}
+		fmt.Fprintf(os.Stderr, "transproxy-tproxy: %v\n", err)
+		var usage usageError
+		if errors.As(err, &usage) {
+			os.Exit(exitUsage)
+		}
+		os.Exit(exitFailure)
+	}
+}
+
+// usageError is a mistake in what the user wrote.
+type usageError struct{ error }
+
+// dispatch carries out one command line.
+func dispatch(arguments []string) error {
+	command := "run"
+	if len(arguments) > 0 && !strings.HasPrefix(arguments[0], "-") {
+		command, arguments = arguments[0], arguments[1:]
+	}
+	switch command {
+	case "help":
+		writeHelp(os.Stdout, options())
+		return nil
+	case "version":
+		fmt.Printf("transproxy-tproxy %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		return nil
+	case "demo":
+		return demo(arguments)
+	}
+
+	commands := map[string]func(*settings) error{"run": run, "rules": rules, "cleanup": cleanUp}
+	action, known := commands[command]
+	if !known {
+		return usageError{fmt.Errorf("%q is not a command: did you mean %s? (--help lists all)", command,
+			nearest(command, []string{"run", "demo", "rules", "cleanup", "version", "help"}))}
+	}
+	s, err := parseFlags(options(), arguments)
+	if errors.Is(err, errHelp) {
+		writeHelp(os.Stdout, options())
+		return nil
+	}
+	if err != nil {
+		return usageError{err}
+	}
+	return action(s)
+}

@@ -1,0 +1,375 @@
+package main
+
+import (
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/netfilter"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/bypass"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
+)
+
+// settings is what the command line and the environment ask for, checked one by
+// one; what they mean on this host is worked out in plan.go.
+type settings struct {
+	upstream     *upstream.Proxy // nil until resolved
+	httpUpstream *upstream.Proxy // for port 80 when http_proxy differs; nil for no difference
+	noProxy      *bypass.List
+
+	interfaces []string
+	clients    []netip.Prefix
+	ports      []netfilter.PortRange
+	listenPort uint16
+	install    bool // change the kernel; false prints what to install
+	failClosed bool
+
+	mark         uint32
+	table        int
+	rulePriority int
+	nftTable     string
+
+	maxConns       int // 0: from the limit of open files
+	peekTimeout    time.Duration
+	connectTimeout time.Duration
+	replyTimeout   time.Duration
+	idleTimeout    time.Duration
+	halfClose      time.Duration
+	drainTimeout   time.Duration
+
+	level     zerolog.Level
+	logFormat string
+	accessLog string
+	notes     []string // flags that were accepted without effect; told once at start
+}
+
+// option is one flag. The table of options is the only place where a flag is
+// described: parsing, environment names and help are made of it.
+type option struct {
+	group  string
+	name   string
+	value  string // placeholder in the help; empty for a switch
+	preset string // default; set before the environment and the command line
+	help   string
+	set    func(*settings, string) error
+}
+
+// environment is the variable that sets the option when the command line does not.
+func (o option) environment() string {
+	return "TRANSPROXY_" + strings.ToUpper(strings.ReplaceAll(o.name, "-", "_"))
+}
+
+// Groups of the help, in its order.
+const (
+	groupUpstream = "Where the traffic goes"
+	groupCapture  = "What is captured"
+	groupKernel   = "Numbers used in the kernel (change them when another program holds them)"
+	groupLimits   = "Limits"
+	groupLog      = "Logging"
+	groupAncestor = "Accepted from go-transproxy"
+)
+
+var groups = []string{groupUpstream, groupCapture, groupKernel, groupLimits, groupLog, groupAncestor}
+
+// options is the table of all flags.
+func options() []option {
+	table := []option{
+		{
+			groupUpstream, "upstream", "URL", "", "the proxy: http://[user:password@]host:port; percent-encode special characters\n" +
+				"(default: $https_proxy, then $http_proxy; port 80 looks at $http_proxy first)",
+			func(s *settings, v string) (err error) { s.upstream, err = upstream.Parse(v); return err },
+		},
+		{
+			groupUpstream, "no-proxy", "LIST", "", "reached directly: addresses, CIDR prefixes, domain suffixes, *, each with :port if need be\n" +
+				"(default: $no_proxy; nothing is exempt when it is unset)",
+			func(s *settings, v string) (err error) { s.noProxy, err = bypass.Parse(v); return err },
+		},
+
+		{groupCapture, "interface", "NAME,...", "", "capture what comes in on these (default: all but the ones of the default routes,\n" +
+			"unless there is only one)", setInterfaces},
+		{groupCapture, "allow-clients", "PREFIX,...", "", "capture only these sources (default: the networks of the capturing interfaces)", setClients},
+		{groupCapture, "tcp-proxy-dports", "PORTS", "22", "captured TCP ports besides 80 and 443: numbers, ranges (8000-8999) or all", setPorts},
+		{groupCapture, "fail", "open|closed", "open", "what happens to these flows when this program is gone without a stop:\n" +
+			"open forwards them as if it were not there, closed resets them", setFail},
+
+		{groupKernel, "tcp-proxy-listen", "PORT", "15001", "port of the transparent listeners on 127.0.0.1 and [::1]", setListen},
+		{groupKernel, "mark", "MASK", "0x07000000", "three bits of the packet mark", setMask},
+		{groupKernel, "table", "NUMBER", "4219", "routing table", setNumber("table", 1, 1<<31-1, func(s *settings, n int) { s.table = n })},
+		{groupKernel, "rule-priority", "NUMBER", "4218", "first of three rule priorities", setNumber("priority", 1, 32763, func(s *settings, n int) { s.rulePriority = n })},
+		{groupKernel, "nft-table", "NAME", "transproxy", "nftables table (family inet)", setNftTable},
+
+		{
+			groupLimits, "max-conns", "NUMBER", "0", "flows at once; more are reset (default 0: what the limit of open files allows)",
+			setNumber("number of flows", 0, 1<<24, func(s *settings, n int) { s.maxConns = n }),
+		},
+		{
+			groupLimits, "peek-timeout", "TIME", "5s", "waiting for a client's first bytes on ports 80 and 443",
+			setDuration(func(s *settings, d time.Duration) { s.peekTimeout = d }),
+		},
+		{
+			groupLimits, "connect-timeout", "TIME", "5s", "opening a connection to the upstream or directly",
+			setDuration(func(s *settings, d time.Duration) { s.connectTimeout = d }),
+		},
+		{
+			groupLimits, "reply-timeout", "TIME", "30s", "the upstream's answer to CONNECT, its own dialling included",
+			setDuration(func(s *settings, d time.Duration) { s.replyTimeout = d }),
+		},
+		// RFC 5382 REQ-5: at least 2 h 4 min for an established connection, 4 min for one half closed.
+		{
+			groupLimits, "idle-timeout", "TIME", "2h4m", "a flow on which nothing moves",
+			setDuration(func(s *settings, d time.Duration) { s.idleTimeout = d }),
+		},
+		{
+			groupLimits, "half-close-timeout", "TIME", "4m", "the same, once one side has closed",
+			setDuration(func(s *settings, d time.Duration) { s.halfClose = d }),
+		},
+		{
+			groupLimits, "drain-timeout", "TIME", "5s", "how long flows may run on at a stop",
+			setDuration(func(s *settings, d time.Duration) { s.drainTimeout = d }),
+		},
+
+		{groupLog, "loglevel", "LEVEL", "info", "debug, info, warn, error", setLevel},
+		{groupLog, "log-format", "FORMAT", "auto", "console, json, or auto: console on a terminal", setChoice("log format",
+			func(s *settings) *string { return &s.logFormat }, "auto", "console", "json")},
+		{
+			groupLog, "access-log", "FILE", "-", "one line a flow at its end: a file, - for standard output, or off",
+			func(s *settings, v string) error { s.accessLog = v; return nil },
+		},
+
+		{
+			groupAncestor, "disable-iptables", "", "", "change nothing in the kernel; print what to install and serve",
+			setSwitch(func(s *settings, on bool) { s.install = !on }),
+		},
+		{groupAncestor, "http-proxy-listen", "ADDRESS", "", "no effect: one transparent listener serves all ports", setNote("http-proxy-listen")},
+		{groupAncestor, "https-proxy-listen", "ADDRESS", "", "no effect: one transparent listener serves all ports", setNote("https-proxy-listen")},
+	}
+	for _, name := range unbuilt {
+		table = append(table, option{group: groupAncestor, name: name, set: refuseUnbuilt})
+	}
+	return table
+}
+
+// unbuilt are flags of the ancestor whose feature does not exist yet. They are
+// refused, with a value or without: a gateway that quietly leaves them out would
+// look as if it worked.
+var unbuilt = []string{
+	"dns-over-https-enabled", "dns-over-https-endpoint", "dns-over-tcp-disabled", "dns-proxy-listen", "dns-tcp", "dns-udp",
+	"explicit-proxy-listen", "explicit-proxy-only", "explicit-proxy-with-auth-listen", "private-dns", "public-dns",
+}
+
+func refuseUnbuilt(*settings, string) error {
+	return fmt.Errorf("not built yet: remove it (DNS is left alone, and there is no explicit proxy listener)")
+}
+
+func setInterfaces(s *settings, value string) error {
+	s.interfaces = nil
+	for _, name := range splitList(value) {
+		// IFNAMSIZ is 16 with the closing NUL; netdevice(7).
+		if len(name) > 15 || strings.ContainsAny(name, "/ \"\\") {
+			return fmt.Errorf("%q is not an interface name: list them with `ip link`", name)
+		}
+		s.interfaces = append(s.interfaces, name)
+	}
+	return nil
+}
+
+func setClients(s *settings, value string) error {
+	s.clients = nil
+	for _, text := range splitList(value) {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			address, addressErr := netip.ParseAddr(text)
+			if addressErr != nil || address.Zone() != "" {
+				return fmt.Errorf("%q is not a prefix: write it like 192.168.1.0/24 or 2001:db8::/64", text)
+			}
+			prefix = netip.PrefixFrom(address, address.BitLen())
+		}
+		s.clients = append(s.clients, prefix.Masked())
+	}
+	return nil
+}
+
+func setPorts(s *settings, value string) error {
+	s.ports = []netfilter.PortRange{{First: 80, Last: 80}, {First: 443, Last: 443}}
+	for _, text := range splitList(value) {
+		if text == "all" {
+			s.ports = []netfilter.PortRange{{First: 1, Last: 65535}}
+			return nil
+		}
+		first, last, isRange := strings.Cut(text, "-")
+		if !isRange {
+			last = first
+		}
+		from, err := strconv.ParseUint(first, 10, 16)
+		to, errLast := strconv.ParseUint(last, 10, 16)
+		if err != nil || errLast != nil || from == 0 || to < from {
+			return fmt.Errorf("%q is not a port: use numbers from 1 to 65535, ranges like 8000-8999, or all", text)
+		}
+		s.ports = append(s.ports, netfilter.PortRange{First: uint16(from), Last: uint16(to)})
+	}
+	return nil
+}
+
+func setFail(s *settings, value string) error {
+	switch value {
+	case "open", "closed":
+		s.failClosed = value == "closed"
+		return nil
+	}
+	return fmt.Errorf("%q: use open or closed", value)
+}
+
+// setListen takes a port, and as the ancestor did ":port". An address other than
+// loopback is refused: nobody but the kernel may deliver to these listeners.
+func setListen(s *settings, value string) error {
+	text := strings.TrimPrefix(value, ":")
+	if address, err := netip.ParseAddrPort(value); err == nil {
+		if !address.Addr().IsLoopback() {
+			return fmt.Errorf("%q: transparent listeners are on loopback only: give just the port", value)
+		}
+		text = strconv.Itoa(int(address.Port()))
+	}
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || port == 0 {
+		return fmt.Errorf("%q is not a port: use a number from 1 to 65535", value)
+	}
+	s.listenPort = uint16(port)
+	return nil
+}
+
+func setMask(s *settings, value string) error {
+	mask, err := strconv.ParseUint(value, 0, 32)
+	if err != nil || bits.OnesCount64(mask) != 3 {
+		return fmt.Errorf("%q is not a mask of three bits: use one like 0x07000000", value)
+	}
+	s.mark = uint32(mask)
+	return nil
+}
+
+func setNftTable(s *settings, value string) error {
+	// The names that nft(8) reads without quotes.
+	valid := value != "" && len(value) <= 100
+	for i, r := range value {
+		letter := r == '_' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
+		valid = valid && (letter || i > 0 && ('0' <= r && r <= '9'))
+	}
+	if !valid {
+		return fmt.Errorf("%q is not a table name: use letters, digits and _", value)
+	}
+	s.nftTable = value
+	return nil
+}
+
+func setLevel(s *settings, value string) error {
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, strings.ToLower(value)) {
+		return fmt.Errorf("%q: use debug, info, warn or error", value)
+	}
+	level, err := zerolog.ParseLevel(strings.ToLower(value))
+	s.level = level
+	return err
+}
+
+func setNumber(what string, least, most int, store func(*settings, int)) func(*settings, string) error {
+	return func(s *settings, value string) error {
+		number, err := strconv.Atoi(value)
+		if err != nil || number < least || number > most {
+			return fmt.Errorf("%q is not a %s: use a number from %d to %d", value, what, least, most)
+		}
+		store(s, number)
+		return nil
+	}
+}
+
+func setDuration(store func(*settings, time.Duration)) func(*settings, string) error {
+	return func(s *settings, value string) error {
+		duration, err := time.ParseDuration(value)
+		if err != nil || duration < 10*time.Millisecond {
+			return fmt.Errorf("%q is not a time: write it like 500ms, 10s or 2h", value)
+		}
+		store(s, duration)
+		return nil
+	}
+}
+
+func setChoice(what string, field func(*settings) *string, choices ...string) func(*settings, string) error {
+	return func(s *settings, value string) error {
+		if !slices.Contains(choices, value) {
+			return fmt.Errorf("%q is not a %s: use %s", value, what, strings.Join(choices, ", "))
+		}
+		*field(s) = value
+		return nil
+	}
+}
+
+func setSwitch(store func(*settings, bool)) func(*settings, string) error {
+	return func(s *settings, value string) error {
+		on, err := strconv.ParseBool(value)
+		if err != nil {
+			return fmt.Errorf("%q: use true or false", value)
+		}
+		store(s, on)
+		return nil
+	}
+}
+
+func setNote(name string) func(*settings, string) error {
+	return func(s *settings, _ string) error {
+		s.notes = append(s.notes, "--"+name+" has no effect: one transparent listener serves all ports (--tcp-proxy-listen)")
+		return nil
+	}
+}
+
+// splitList cuts a value at commas and leaves out what is empty.
+func splitList(value string) []string {
+	return strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+// firstSet returns the value of the first of these variables that is not empty,
+// and its name.
+func firstSet(names ...string) (value, name string) {
+	for _, name := range names {
+		if value := os.Getenv(name); value != "" {
+			return value, name
+		}
+	}
+	return "", ""
+}
+
+// resolveUpstream fills what the flags left open from the variables that other
+// programs read as well. The order for https is the ancestor's; lower case goes
+// first, as in curl.
+func (s *settings) resolveUpstream() error {
+	if s.upstream == nil {
+		var err error
+		forHTTPS := []string{"https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"}
+		forHTTP := []string{"http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"}
+		value, name := firstSet(forHTTPS...)
+		if value == "" {
+			return fmt.Errorf("no upstream proxy: give --upstream http://host:port, or set https_proxy")
+		}
+		if s.upstream, err = upstream.Parse(value); err != nil {
+			return fmt.Errorf("$%s: %w", name, err)
+		}
+		if other, name := firstSet(forHTTP...); other != value {
+			if s.httpUpstream, err = upstream.Parse(other); err != nil {
+				return fmt.Errorf("$%s: %w", name, err)
+			}
+		}
+	}
+	if s.noProxy == nil {
+		value, name := firstSet("no_proxy", "NO_PROXY")
+		list, err := bypass.Parse(value)
+		if err != nil {
+			return fmt.Errorf("$%s: %w", name, err)
+		}
+		s.noProxy = list
+	}
+	return nil
+}
