@@ -1,0 +1,92 @@
+//go:build interop
+
+package interop
+
+import (
+	"crypto/md5"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/test/lab"
+	"github.com/transproxy-tproxy/transproxy-tproxy/test/netns"
+)
+
+// squidUser and squidPassword are what the company demands; squidUserInfo is how
+// that is written in a URL.
+const (
+	squidUser     = "us er"
+	squidPassword = "p@ss:w/o%rd"
+	squidUserInfo = "us%20er:p%40ss%3Aw%2Fo%25rd"
+)
+
+const squidPort = 3128
+
+// squid is a real squid in a namespace, with Basic authentication and CONNECT for
+// listed ports only.
+type squid struct {
+	dir string
+}
+
+func startSquid(t *testing.T, ns *netns.NS, hosts map[string]netip.Addr) *squid {
+	t.Helper()
+	s := &squid{dir: t.TempDir()}
+	var names strings.Builder
+	for name, address := range hosts {
+		fmt.Fprintf(&names, "%s %s\n", address, name)
+	}
+	for file, content := range map[string]string{
+		"hosts":    names.String(),
+		"password": fmt.Sprintf("%s:%x\n", squidUser, md5.Sum([]byte(squidPassword))),
+		"squid.conf": strings.ReplaceAll(fmt.Sprintf(`
+http_port %d
+hosts_file DIR/hosts
+auth_param basic program /usr/lib/squid/basic_ncsa_auth DIR/password
+auth_param basic realm company
+acl authenticated proxy_auth REQUIRED
+acl CONNECT method CONNECT
+acl listed port 22 80 443 %d %d
+http_access deny CONNECT !listed
+http_access allow authenticated
+http_access deny all
+access_log stdio:DIR/access.log
+cache_log DIR/cache.log
+pid_filename DIR/squid.pid
+coredump_dir DIR
+cache deny all
+netdb_filename none
+visible_hostname proxy.test
+dns_nameservers 127.0.0.1
+shutdown_lifetime 0 seconds
+`, squidPort, lab.PortDigest, lab.PortSource), "DIR", s.dir),
+	} {
+		must(t, os.WriteFile(filepath.Join(s.dir, file), []byte(content), 0o600))
+	}
+	command := exec.Command("squid", "-N", "-f", filepath.Join(s.dir, "squid.conf"))
+	// Squid refuses to run as root, and this namespace has no other user: in one
+	// more namespace the same user has another number.
+	command.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 13, HostID: 0, Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 13, HostID: 0, Size: 1}},
+	}
+	background(t, ns, command)
+	if !within(func() bool { return listens(ns, netip.AddrPortFrom(lab.Proxy4, squidPort)) }) {
+		log, _ := os.ReadFile(filepath.Join(s.dir, "cache.log"))
+		t.Fatalf("squid does not listen:\n%s", log)
+	}
+	return s
+}
+
+// log is squid's access log so far.
+func (s *squid) log(t *testing.T) string {
+	t.Helper()
+	log, err := os.ReadFile(filepath.Join(s.dir, "access.log"))
+	must(t, err)
+	return string(log)
+}
