@@ -53,12 +53,12 @@ func TestMainJob(t *testing.T) {
 	t.Logf("squid's log:\n%s", w.squid.log(t))
 }
 
-// TestBulkIsSpliced moves 1 GiB each way with curl's help, and looks at the
+// TestBulkIsSpliced moves 1 GiB each way and looks at the
 // program's system calls.
 func TestBulkIsSpliced(t *testing.T) {
 	const size = 1 << 30
 	w := newWorld(t)
-	g := w.gateway("--tcp-proxy-dports", fmt.Sprintf("%d,%d", lab.PortDigest, lab.PortSource))
+	g := w.gateway("--tcp-proxy-dports", fmt.Sprintf("%d,%d", lab.PortSized, lab.PortSource))
 	trace := filepath.Join(t.TempDir(), "trace")
 	tracer := background(t, w.Gateway, traceSplice(g.command.Process.Pid, trace))
 	if !within(func() bool { _, err := os.Stat(trace); return err == nil }) {
@@ -69,12 +69,16 @@ func TestBulkIsSpliced(t *testing.T) {
 	io.CopyN(digest, lab.Noise(), size)
 	want := hex.EncodeToString(digest.Sum(nil))
 
-	up := dial(t, w, lab.Origin4, lab.PortDigest)
+	// Squid closes a tunnel as a whole when one side has closed: half-close is
+	// tested with the stand-in proxy.
+	up := dial(t, w, lab.Origin4, lab.PortSized)
+	fmt.Fprintln(up, size)
 	_, err := io.Copy(up, io.LimitReader(lab.Noise(), size))
-	must(t, err, up.CloseWrite())
-	answer, err := io.ReadAll(up)
 	must(t, err)
-	if got := strings.TrimSpace(string(answer)); got != want {
+	answer := make([]byte, hex.EncodedLen(sha256.Size))
+	_, err = io.ReadFull(up, answer)
+	must(t, err, up.Close())
+	if got := string(answer); got != want {
 		t.Errorf("upload: sha256 %s and not %s", got, want)
 	}
 

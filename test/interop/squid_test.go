@@ -63,7 +63,7 @@ netdb_filename none
 visible_hostname proxy.test
 dns_nameservers 127.0.0.1
 shutdown_lifetime 0 seconds
-`, squidPort, lab.PortDigest, lab.PortSource), "DIR", s.dir),
+`, squidPort, lab.PortSized, lab.PortSource), "DIR", s.dir),
 	} {
 		must(t, os.WriteFile(filepath.Join(s.dir, file), []byte(content), 0o600))
 	}

@@ -28,6 +28,7 @@ const (
 	PortDigest = 9001 // reads to the end, then answers with the SHA-256 of what it read: needs half-close
 	PortSource = 9002 // sends as many bytes as the line that it reads says, then the end
 	PortEcho   = 9003 // echoes until the end
+	PortSized  = 9004 // reads as many bytes as the line before them says, then answers with their SHA-256
 )
 
 // Banner is what the origin's port 22 says before the client has said anything.
@@ -62,6 +63,7 @@ func (o *Origin) Start(ns *netns.NS, names []string, addresses []netip.Addr) err
 		22:         func(conn *net.TCPConn) { io.WriteString(conn, Banner); io.Copy(conn, conn) },
 		PortDigest: answerDigest,
 		PortSource: answerSource,
+		PortSized:  answerSized,
 		PortEcho:   func(conn *net.TCPConn) { io.Copy(conn, conn) },
 	} {
 		if len(o.Ports) > 0 && !slices.Contains(o.Ports, port) {
@@ -118,6 +120,18 @@ func (o *Origin) answerHTTP(conn net.Conn, scheme string) {
 func answerDigest(conn *net.TCPConn) {
 	digest := sha256.New()
 	if _, err := io.Copy(digest, conn); err == nil {
+		fmt.Fprintln(conn, hex.EncodeToString(digest.Sum(nil)))
+	}
+}
+
+func answerSized(conn *net.TCPConn) {
+	reader := bufio.NewReader(conn)
+	var bytes int64
+	if _, err := fmt.Fscanln(reader, &bytes); err != nil {
+		return
+	}
+	digest := sha256.New()
+	if _, err := io.CopyN(digest, reader, bytes); err == nil {
 		fmt.Fprintln(conn, hex.EncodeToString(digest.Sum(nil)))
 	}
 }
