@@ -58,7 +58,8 @@ const guardSuffix = "_guard"
 
 func guardName(table string) string { return table + guardSuffix }
 
-// maxName bounds the name of a table, in bytes, so that it fits an abstract socket's address as well (108 bytes, unix(7)).
+// maxName bounds the name of a table, in bytes. The kernel takes 255 (NFT_NAME_MAXLEN of linux/netfilter/nf_tables.h), the
+// guard's suffix included; 64 are enough for anything that is typed.
 const maxName = 64
 
 // maxInterface is the length of the longest interface name, in bytes (IFNAMSIZ of linux/if.h, without the final zero).

@@ -75,7 +75,7 @@ func TestOpenErrors(t *testing.T) {
 		{
 			"outrun by an instance",
 			faulty{change: always(unix.EPERM)},
-			"another instance holds nft table transproxy: stop it, or choose another with --nft-table",
+			"another instance runs in this network namespace (it holds nft table transproxy): stop it first",
 		},
 		{
 			"outrun by a stranger",

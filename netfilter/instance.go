@@ -8,15 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InUseError says that another living process holds the table.
+// InUseError says that another instance lives in the network namespace.
 type InUseError struct {
-	// Table is the name of the table.
+	// Table is the name of the table that it holds.
 	Table string
 }
 
 // Error names the table and the remedy.
 func (e *InUseError) Error() string {
-	return fmt.Sprintf("another instance holds nft table %s: stop it, or choose another with --nft-table", e.Table)
+	return fmt.Sprintf("another instance runs in this network namespace (it holds nft table %s): stop it first", e.Table)
 }
 
 // notOurs says that some other program's table has the name.
@@ -31,12 +31,12 @@ var errClosed = errors.New("nft table is closed")
 // behind, and is one for each network namespace, as tables are (unix(7)). Where there is the flag, the lock is not taken for
 // long: anybody can bind the address.
 func lock(table string) (net.Listener, error) {
-	listener, err := net.Listen("unix", "@transproxy-tproxy/nft/"+table)
+	listener, err := net.Listen("unix", "@transproxy-tproxy/nft")
 	if errors.Is(err, unix.EADDRINUSE) {
 		return nil, &InUseError{Table: table}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("lock nft table %s: %w", table, err)
+		return nil, fmt.Errorf("lock nftables against other instances: %w", err)
 	}
 	return listener, nil
 }

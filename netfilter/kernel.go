@@ -14,6 +14,8 @@ import (
 type kernel interface {
 	// holder says who has the name of a table.
 	holder(name string) (holder, error)
+	// instance names a table of ours that a living process owns, or is "".
+	instance() (string, error)
 	// commit does all of the change or, after an error, nothing.
 	commit(change []operation) error
 	// intact reports whether the table has the rules, and as many elements of its sets, as t.
@@ -85,7 +87,29 @@ func (k *connection) holder(name string) (holder, error) {
 	if i < 0 {
 		return nobody, nil
 	}
-	sets, err := k.netlink.GetSets(tables[i])
+	return k.holderOf(tables[i])
+}
+
+func (k *connection) instance() (string, error) {
+	tables, err := k.netlink.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return "", err
+	}
+	for _, table := range tables {
+		holder, err := k.holderOf(table)
+		if err != nil {
+			return "", err
+		}
+		if holder == living {
+			return table.Name, nil
+		}
+	}
+	return "", nil
+}
+
+// holderOf is the holder of a table that is there, unless it has gone since.
+func (k *connection) holderOf(table *nftables.Table) (holder, error) {
+	sets, err := k.netlink.GetSets(table)
 	if errno := unix.Errno(0); errors.As(err, &errno) {
 		return nobody, absent(err)
 	}
@@ -96,7 +120,7 @@ func (k *connection) holder(name string) (holder, error) {
 	switch {
 	case !ours:
 		return foreign, nil
-	case tables[i].Flags&nftables.TableFlagOwner != 0:
+	case table.Flags&nftables.TableFlagOwner != 0:
 		return living, nil
 	}
 	return left, nil

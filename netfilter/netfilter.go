@@ -38,7 +38,7 @@ type Handle struct {
 
 // Open takes the lock: it creates the table, which captures nothing yet, in the network namespace of the calling thread.
 // A table that a killed process left there is replaced; the guard it left stays in force until Apply. The caller closes the
-// handle. The error is an *[InUseError] while another instance has the table; every error names its remedy.
+// handle. The error is an *[InUseError] while another instance runs there; every error names its remedy.
 //
 // Call it before many files are open: the library waits for the kernel's answers with select(2), which knows only
 // descriptors below 1024.
@@ -95,8 +95,16 @@ func open(name string, k kernel) (*Handle, error) {
 	return h, nil
 }
 
-// survey finds out who has the names of both tables, and returns whether a leftover has that of the first.
+// survey finds out who has the names of both tables, and returns whether a leftover has that of the first. Another
+// instance is in the way whatever its table's name: routing rules bear one tag for all.
 func (h *Handle) survey() (leftover bool, err error) {
+	instance, err := h.kernel.instance()
+	switch {
+	case err != nil:
+		return false, unavailable(err)
+	case instance != "":
+		return false, &InUseError{Table: instance}
+	}
 	capture, err := h.kernel.holder(h.name)
 	if err != nil {
 		return false, unavailable(err)
@@ -105,8 +113,6 @@ func (h *Handle) survey() (leftover bool, err error) {
 	switch {
 	case err != nil:
 		return false, unavailable(err)
-	case capture == living:
-		return false, &InUseError{Table: h.name}
 	case capture == foreign:
 		return false, notOurs(h.name)
 	case guard == foreign || guard == living:
@@ -261,14 +267,19 @@ func cleanUp(name string, k kernel) error {
 		return err
 	}
 	defer held.Close()
+	instance, err := k.instance()
+	switch {
+	case err != nil:
+		return unavailable(err)
+	case instance != "":
+		return &InUseError{Table: instance}
+	}
 	var change []operation
 	for _, name := range []string{name, guardName(name)} {
 		holder, err := k.holder(name)
 		switch {
 		case err != nil:
 			return unavailable(err)
-		case holder == living:
-			return &InUseError{Table: name}
 		case holder == left:
 			change = append(change, operation{verb: drop, table: table{name: name}})
 		}

@@ -201,6 +201,8 @@ func TestMistakes(t *testing.T) {
 		{"mark", []string{"--mark", "7x"}, []string{"--mark", "7x", "0x07000000"}},
 		{"clients", []string{"--allow-clients", "192.168.1"}, []string{"--allow-clients", "192.168.1", "192.168.1.0/24"}},
 		{"listener", []string{"--tcp-proxy-listen", "0.0.0.0:3128"}, []string{"--tcp-proxy-listen", "0.0.0.0:3128", "loopback"}},
+		{"table", []string{"--upstream", "http://x", "--nft-table", "a b"}, []string{"--nft-table", "a b"}},
+		{"interface", []string{"--upstream", "http://x", "--interface", "an-interface-name-too-long"}, []string{"an-interface-name-too-long", "interface"}},
 		{"value missing", []string{"--upstream"}, []string{"--upstream", "value"}},
 		{"access log", []string{"--upstream", "http://x", "--access-log", "/nowhere/log"}, []string{"--access-log", "/nowhere/log"}},
 	} {
@@ -235,7 +237,12 @@ func TestSecondInstanceIsRefused(t *testing.T) {
 	w := newWorld(t)
 	w.gateway()
 	during := w.kernelState()
-	for _, arguments := range [][]string{{"--upstream", upstream()}, {"cleanup"}} {
+	for _, arguments := range [][]string{
+		{"--upstream", upstream()},
+		{"--upstream", upstream(), "--nft-table", "other", "--tcp-proxy-listen", "15002"},
+		{"cleanup"},
+		{"cleanup", "--nft-table", "other"},
+	} {
 		output, err := w.run(program(arguments...))
 		if err == nil {
 			t.Fatalf("%v succeeded", arguments)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"strings"
 
@@ -42,7 +41,11 @@ func (s *settings) installation() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s\n%s", commented(routing.Text(s.routing(f))), netfilter.Text(s.netfilter(f, host))), nil
+	config := s.netfilter(f, host)
+	if err := config.Validate(); err != nil {
+		return "", usageError{err}
+	}
+	return commented(routing.Text(s.routing(f))) + "\n" + netfilter.Text(config), nil
 }
 
 // cleanUp removes what a killed instance left. It needs no upstream.

@@ -58,6 +58,9 @@ func run(s *settings) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := s.netfilter(f, host).Validate(); err != nil {
+		return usageError{err}
+	}
 	gateway := &gateway{settings: s, families: f, log: log, access: access}
 	gateway.setLocal(host)
 

@@ -92,8 +92,11 @@ func options() []option {
 			func(s *settings, v string) (err error) { s.noProxy, err = bypass.Parse(v); return err },
 		},
 
-		{groupCapture, "interface", "NAME,...", "", "capture what comes in on these (default: all but the ones of the default routes,\n" +
-			"unless there is only one)", setInterfaces},
+		{
+			groupCapture, "interface", "NAME,...", "", "capture what comes in on these (default: all but the ones of the default routes,\n" +
+				"unless there is only one)",
+			func(s *settings, v string) error { s.interfaces = splitList(v); return nil },
+		},
 		{groupCapture, "allow-clients", "PREFIX,...", "", "capture only these sources (default: the networks of the capturing interfaces)", setClients},
 		{groupCapture, "tcp-proxy-dports", "PORTS", "22", "captured TCP ports besides 80 and 443: numbers, ranges (8000-8999) or all", setPorts},
 		{groupCapture, "fail", "open|closed", "open", "what happens to these flows when this program is gone without a stop:\n" +
@@ -103,7 +106,10 @@ func options() []option {
 		{groupKernel, "mark", "MASK", "0x07000000", "three bits of the packet mark", setMask},
 		{groupKernel, "table", "NUMBER", "4219", "routing table", setNumber("table", 1, 1<<31-1, func(s *settings, n int) { s.table = n })},
 		{groupKernel, "rule-priority", "NUMBER", "4218", "first of three rule priorities", setNumber("priority", 1, 32763, func(s *settings, n int) { s.rulePriority = n })},
-		{groupKernel, "nft-table", "NAME", "transproxy", "nftables table (family inet)", setNftTable},
+		{
+			groupKernel, "nft-table", "NAME", "transproxy", "nftables table (family inet)",
+			func(s *settings, v string) error { s.nftTable = v; return nil },
+		},
 
 		{
 			groupLimits, "max-conns", "NUMBER", "0", "flows at once; more are reset (default 0: what the limit of open files allows)",
@@ -166,18 +172,6 @@ var unbuilt = []string{
 
 func refuseUnbuilt(*settings, string) error {
 	return fmt.Errorf("not built yet: remove it (DNS is left alone, and there is no explicit proxy listener)")
-}
-
-func setInterfaces(s *settings, value string) error {
-	s.interfaces = nil
-	for _, name := range splitList(value) {
-		// IFNAMSIZ is 16 with the closing NUL; netdevice(7).
-		if len(name) > 15 || strings.ContainsAny(name, "/ \"\\") {
-			return fmt.Errorf("%q is not an interface name: list them with `ip link`", name)
-		}
-		s.interfaces = append(s.interfaces, name)
-	}
-	return nil
 }
 
 func setClients(s *settings, value string) error {
@@ -250,20 +244,6 @@ func setMask(s *settings, value string) error {
 		return fmt.Errorf("%q is not a mask of three bits: use one like 0x07000000", value)
 	}
 	s.mark = uint32(mask)
-	return nil
-}
-
-func setNftTable(s *settings, value string) error {
-	// The names that nft(8) reads without quotes.
-	valid := value != "" && len(value) <= 100
-	for i, r := range value {
-		letter := r == '_' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
-		valid = valid && (letter || i > 0 && ('0' <= r && r <= '9'))
-	}
-	if !valid {
-		return fmt.Errorf("%q is not a table name: use letters, digits and _", value)
-	}
-	s.nftTable = value
 	return nil
 }
 
