@@ -25,7 +25,7 @@ type session struct {
 	idle, halfClose  time.Duration
 
 	aborted atomic.Pointer[error] // why the watchdog or one direction ended it
-	halved  atomic.Bool           // one side has sent its FIN
+	halved  atomic.Bool           // one side's FIN is passed on
 }
 
 // relay carries bytes both ways until both sides have closed, one fails, or the
@@ -56,15 +56,28 @@ func (s *session) relay(flight, rest []byte) (sent, received int64, err error) {
 	return sent, received, nil
 }
 
-// carry copies one direction to its end and passes the FIN on.
-func (s *session) carry(direction string, to, from *net.TCPConn, first []byte, watchdog *time.Timer) (moved int64) {
-	n, err := to.Write(first)
-	moved = int64(n)
-	if err == nil {
-		var copied int64
-		copied, err = io.Copy(to, from)
-		moved += copied
+// carry sends what was read before, copies one direction to its end and passes the
+// FIN on.
+func (s *session) carry(direction string, to, from *net.TCPConn, before []byte, watchdog *time.Timer) (moved int64) {
+	var err error
+	if len(before) > 0 { // an empty write is a system call, too
+		var n int
+		n, err = to.Write(before)
+		moved = int64(n)
 	}
+	if err == nil {
+		var n int64
+		n, err = io.Copy(to, from)
+		moved += n
+	}
+	if err == nil && !s.halved.Load() && info(from).State == stateClose {
+		// The kernel tells of a reset once. If that was to the write of the other
+		// direction, the read here sees an end that looks like a FIN.
+		err = syscall.ECONNRESET
+	}
+	// Before the FIN goes out: once both sides have sent one, the state above is
+	// that of an orderly end.
+	first := err == nil && s.halved.CompareAndSwap(false, true)
 	if err == nil {
 		err = to.CloseWrite()
 	}
@@ -72,7 +85,7 @@ func (s *session) carry(direction string, to, from *net.TCPConn, first []byte, w
 		s.abort(fmt.Errorf("%s: %w", direction, cause(err)))
 		return moved
 	}
-	if s.halved.CompareAndSwap(false, true) {
+	if first {
 		watchdog.Reset(s.halfClose)
 	}
 	return moved
@@ -123,17 +136,28 @@ func (s *session) watch() *time.Timer {
 
 // progress is how many bytes conn has received and how many of those it sent
 // were acknowledged; 0 when it is closed.
-func progress(conn *net.TCPConn) (total int64) {
+func progress(conn *net.TCPConn) int64 {
+	state := info(conn)
+	return int64(state.Bytes_received + state.Bytes_acked)
+}
+
+// stateClose is that of a connection of which nothing is left: TCP_CLOSE of the
+// kernel's include/net/tcp_states.h. After a FIN it is another.
+const stateClose = 7
+
+// info is the kernel's view of a connection (TCP_INFO, tcp(7)); zero when it is
+// closed here.
+func info(conn *net.TCPConn) (state unix.TCPInfo) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return 0
+		return state
 	}
 	raw.Control(func(fd uintptr) {
-		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO); err == nil {
-			total = int64(info.Bytes_received + info.Bytes_acked)
+		if known, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO); err == nil {
+			state = *known
 		}
 	})
-	return total
+	return state
 }
 
 // clearLinger makes the next close an ordinary one: what is still unsent is

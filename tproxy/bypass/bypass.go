@@ -11,7 +11,7 @@
 //	*                        everything
 //
 // Each may end in a port, as in example.org:443, [2001:db8::1]:443, 10.0.0.0/8:443
-// or *:443; a port behind an IPv6 address or prefix needs the brackets. Case and
+// or *:443; a port behind an IPv6 address needs the brackets. Case and
 // one trailing dot do not count. A name in Unicode means its ASCII form (IDNA,
 // RFC 5891), which is what DNS and TLS carry. An IPv4-mapped IPv6 address means the
 // IPv4 address, in the list as in a destination.

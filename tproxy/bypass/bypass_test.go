@@ -78,7 +78,7 @@ func TestMatchName(t *testing.T) {
 		{"example.org:80", "", "example.org a.example.org"},
 		{"org", "org example.org", "example.com"},
 		{"_x.a-b.example.org", "_x.a-b.example.org", "a-b.example.org"},
-		{"*", "example.org localhost 192.0.2.1 " + long, ""},
+		{"*", "example.org localhost 192.0.2.1 " + long, long + "a"},
 		{"*:443", "example.org", ""},
 		{"*:80", "", "example.org"},
 		{"192.0.2.1 2001:db8::1 0.0.0.0/0 ::/0", "", "192.0.2.1 2001:db8::1 example.org"},

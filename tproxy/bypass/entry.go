@@ -139,7 +139,7 @@ func readName(text string) (name string, scope scope, remedy string) {
 	}
 	if strings.ContainsFunc(name, func(r rune) bool { return r >= utf8.RuneSelf }) {
 		ascii, err := idna.Lookup.ToASCII(name)
-		if err != nil {
+		if err != nil || !utf8.ValidString(name) { // idna does not look at the latter
 			return "", 0, "not a name that has an ASCII form: write it as DNS has it, with labels that start with xn--"
 		}
 		name = ascii

@@ -89,14 +89,12 @@ func (s *HTTP) request(c byte) bool {
 }
 
 // requestLine is the verdict on a request line that is complete: More unless its
-// target is in absolute form, which wins over the Host field, or no target of a
-// request to an origin server (RFC 9112, section 3.2).
+// target is in absolute form, which wins over the Host field, or of no form that an
+// origin server is sent, such as that of CONNECT (RFC 9112, section 3.2).
 func requestLine(line []byte) (host string, verdict Verdict) {
-	method, rest, _ := bytes.Cut(line, []byte{' '})
+	_, rest, _ := bytes.Cut(line, []byte{' '})
 	target, _, _ := bytes.Cut(rest, []byte{' '})
 	switch scheme, after, absolute := bytes.Cut(target, []byte("://")); {
-	case string(method) == "CONNECT":
-		return "", Absent
 	case target[0] == '/' || string(target) == "*":
 		return "", More
 	case absolute && (bytes.EqualFold(scheme, []byte("http")) || bytes.EqualFold(scheme, []byte("https"))):

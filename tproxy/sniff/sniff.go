@@ -5,10 +5,10 @@
 // [TLS] and [HTTP] do no I/O. They are shown the flight, which is everything
 // received so far, each time it has grown, and say whether they want [More],
 // have [Found] a name or know that there is none to be had ([Absent]). The
-// verdict depends on the bytes alone and not on how they arrived. Each byte is
-// gone through once however many calls it takes, so that a client that sends one
-// byte a segment costs no more than any other. After a verdict other than More a
-// sniffer is not called again.
+// verdict depends on the bytes alone and not on how they arrived. The cost of all
+// calls together is in proportion to the bytes, so that a client that sends one byte
+// a segment is no burden. After a verdict other than More a sniffer is not called
+// again.
 //
 // The flight is hostile input: nothing in it makes a sniffer panic, keep more
 // than a few words of state or hand out a name that is not a DNS name (see
@@ -28,10 +28,10 @@ const (
 	Absent
 )
 
-// MaxFlight bounds what is looked at, in bytes. One TLS record carries as much
-// (RFC 8446, section 5.1); a ClientHello with post-quantum key shares has about
-// 1,800 bytes, and servers commonly limit an HTTP head to 8 or 16 KiB. A flight
-// of this length that holds no name yet is Absent.
+// MaxFlight bounds what is looked at, in bytes. It is the most that a TLS record
+// carries (RFC 8446, section 5.1), ten times a ClientHello with a post-quantum key
+// share, and more than many servers take for an HTTP head. A flight of this length
+// that holds no name yet is Absent.
 const MaxFlight = 16 << 10
 
 // bounded cuts a flight to MaxFlight and gives the verdict for one that ends too early.
@@ -44,9 +44,6 @@ func bounded(flight []byte) ([]byte, Verdict) {
 
 // named is the verdict on a name that was found.
 func named(name []byte) (string, Verdict) {
-	if len(name) > maxName+1 { // with the trailing dot
-		return "", Absent
-	}
 	canonical, ok := ValidName(string(name))
 	if !ok {
 		return "", Absent

@@ -102,7 +102,7 @@ func realHello(t testing.TB, config *tls.Config) []byte {
 	return conn.out.Bytes()
 }
 
-// echConfig makes an ECHConfigList (RFC 9849, section 4).
+// echConfig makes an ECHConfigList (draft-ietf-tls-esni, section 4).
 func echConfig(t testing.TB, publicName string) []byte {
 	t.Helper()
 	key, err := ecdh.X25519().GenerateKey(rand.Reader)

@@ -87,18 +87,15 @@ func (p *Proxy) Acquire(ctx context.Context) (*Lease, error) {
 	return p.credential.acquire(ctx)
 }
 
-// TryAcquire is Acquire for a caller that must not wait: ok is false, without an
-// error, if Acquire would.
-func (p *Proxy) TryAcquire() (lease *Lease, ok bool, err error) {
+// Standing returns the lease that all flows share while the credential is accepted;
+// nil if the proxy has no credential. ok is false when Acquire would have to decide
+// or to wait. It is for a caller that must not wait, and costs one atomic load.
+func (p *Proxy) Standing() (lease *Lease, ok bool) {
 	if p.credential == nil {
-		return nil, true, nil
+		return nil, true
 	}
-	if lease := p.credential.standing.Load(); lease != nil {
-		return lease, true, nil
-	}
-	p.credential.mutex.Lock()
-	defer p.credential.mutex.Unlock()
-	return p.credential.try()
+	lease = p.credential.standing.Load()
+	return lease, lease != nil
 }
 
 // Reset forgets that the proxy refused the credential: the next flow tries it as

@@ -34,7 +34,7 @@ func withCredential(t *testing.T) *upstream.Proxy {
 // acquire fails the test if it would have to wait or is refused.
 func acquire(t *testing.T, proxy *upstream.Proxy) *upstream.Lease {
 	t.Helper()
-	lease, ok, err := proxy.TryAcquire()
+	lease, ok, err := try(proxy)
 	if !ok || err != nil {
 		t.Fatalf("no lease: ok %v, error %v", ok, err)
 	}
@@ -44,7 +44,7 @@ func acquire(t *testing.T, proxy *upstream.Proxy) *upstream.Lease {
 // wantRefused fails the test if a lease is to be had.
 func wantRefused(t *testing.T, proxy *upstream.Proxy) {
 	t.Helper()
-	if _, ok, err := proxy.TryAcquire(); ok || !errors.Is(err, upstream.ErrCredentialRefused) {
+	if _, ok, err := try(proxy); ok || !errors.Is(err, upstream.ErrCredentialRefused) {
 		t.Fatalf("ok %v, error %v; want it refused", ok, err)
 	}
 	if _, err := proxy.Acquire(t.Context()); !errors.Is(err, upstream.ErrCredentialRefused) {
@@ -55,7 +55,7 @@ func wantRefused(t *testing.T, proxy *upstream.Proxy) {
 // wantWait fails the test if the turn is free or the credential refused.
 func wantWait(t *testing.T, proxy *upstream.Proxy) {
 	t.Helper()
-	if _, ok, err := proxy.TryAcquire(); ok || err != nil {
+	if _, ok, err := try(proxy); ok || err != nil {
 		t.Fatalf("ok %v, error %v; want to wait", ok, err)
 	}
 }
@@ -251,7 +251,7 @@ func TestSuspended(t *testing.T) {
 		acquire(t, proxy).Settle(io.ErrUnexpectedEOF)
 		acquire(t, proxy).Settle(errDenied)
 		wantRefused(t, proxy)
-		if _, _, err := proxy.TryAcquire(); !strings.Contains(err.Error(), "one more try in 1m0s") {
+		if _, _, err := try(proxy); !strings.Contains(err.Error(), "one more try in 1m0s") {
 			t.Errorf("error %v", err)
 		}
 
@@ -371,5 +371,47 @@ func TestAcceptedCostsNothing(t *testing.T) {
 		lease.Settle(nil)
 	}); allocations > 0 {
 		t.Errorf("%v allocations", allocations)
+	}
+}
+
+// try is Acquire without the wait: ok is false, without an error, where that would
+// wait.
+func try(p *upstream.Proxy) (lease *upstream.Lease, ok bool, err error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	lease, err = p.Acquire(ctx)
+	if errors.Is(err, context.Canceled) {
+		return nil, false, nil
+	}
+	return lease, err == nil, err
+}
+
+func TestStandingIsTheLeaseOfAnAcceptedCredential(t *testing.T) {
+	open, err := upstream.Parse("http://proxy.test:3128")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lease, ok := open.Standing(); lease != nil || !ok {
+		t.Errorf("without a credential: %v, %t", lease, ok)
+	}
+	proxy, err := upstream.Parse("http://user:password@proxy.test:3128")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lease, ok := proxy.Standing(); lease != nil || ok {
+		t.Errorf("untried: %v, %t", lease, ok)
+	}
+	first, err := proxy.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Settle(nil)
+	lease, ok := proxy.Standing()
+	if lease == nil || !ok {
+		t.Fatalf("accepted: %v, %t", lease, ok)
+	}
+	lease.Settle(&upstream.RefusedError{Status: 407})
+	if lease, ok := proxy.Standing(); lease != nil || ok {
+		t.Errorf("suspended: %v, %t", lease, ok)
 	}
 }

@@ -66,6 +66,26 @@ func (d *Dialer) Tunnel(ctx context.Context, proxy *Proxy, target Target) (conn 
 	return conn, rest, nil
 }
 
+// Known returns the addresses at which to reach the proxy, in the order in which to
+// try them, if they are known without a look-up: ok is false where Tunnel would ask
+// the name service. It is for a caller that connects by itself and must not wait.
+func (d *Dialer) Known(proxy *Proxy) (addresses []netip.AddrPort, ok bool) {
+	if address, err := netip.ParseAddr(proxy.host); err == nil {
+		return []netip.AddrPort{netip.AddrPortFrom(address.Unmap(), proxy.port)}, true
+	}
+	known, ok := d.names.fresh(proxy.host)
+	for _, address := range known {
+		addresses = append(addresses, netip.AddrPortFrom(address.Unmap(), proxy.port))
+	}
+	return addresses, ok
+}
+
+// Worked takes note that an address of the proxy was connected to after one that
+// Known had named before it had failed: it goes first from now on.
+func (d *Dialer) Worked(proxy *Proxy, address netip.Addr) {
+	d.names.worked(proxy.host, address)
+}
+
 // connect dials the addresses of a proxy, one after the other.
 func (d *Dialer) connect(ctx context.Context, proxy *Proxy) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.ConnectTimeout)

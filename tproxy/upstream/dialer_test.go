@@ -191,7 +191,7 @@ func TestHandshakeBlackHole(t *testing.T) {
 	}
 
 	// It said nothing about the credential.
-	if _, ok, err := silent.TryAcquire(); !ok || err != nil {
+	if _, ok, err := try(silent); !ok || err != nil {
 		t.Errorf("ok %v, error %v", ok, err)
 	}
 }
@@ -201,7 +201,7 @@ func TestCancelled(t *testing.T) {
 	p := startProxy(t, "")
 	hole := blackHole(t, loopbackPort)
 	waiting := p.parse(t, "user:right", "127.0.0.1")
-	lease, _, _ := waiting.TryAcquire()
+	lease, _, _ := try(waiting)
 	defer lease.Settle(context.Canceled)
 	for name, proxy := range map[string]*upstream.Proxy{
 		"connect":   parse(t, hole.String()),

@@ -71,6 +71,16 @@ func (n *names) addresses(ctx context.Context, host string, ask lookup) ([]netip
 	}
 }
 
+// fresh returns the addresses of host if addresses would return them at once and
+// without asking the name service.
+func (n *names) fresh(host string) (addresses []netip.Addr, ok bool) {
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	entry := n.entry(host)
+	ok = len(entry.addresses) > 0 && (time.Now().Before(entry.until) || entry.busy != nil)
+	return entry.addresses, ok
+}
+
 // entry returns what is known of host. It is called under the mutex.
 func (n *names) entry(host string) *name {
 	entry := n.known[host]
