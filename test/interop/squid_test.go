@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/test/lab"
 	"github.com/transproxy-tproxy/transproxy-tproxy/test/netns"
@@ -67,7 +68,10 @@ shutdown_lifetime 0 seconds
 	} {
 		must(t, os.WriteFile(filepath.Join(s.dir, file), []byte(content), 0o600))
 	}
-	command := exec.Command("squid", "-N", "-f", filepath.Join(s.dir, "squid.conf"))
+	// Its shared memory is named after the service: an instance that was killed
+	// must not stand in the way of the next.
+	service := fmt.Sprintf("interop%d", time.Now().UnixNano())
+	command := exec.Command("squid", "-N", "-n", service, "-f", filepath.Join(s.dir, "squid.conf"))
 	// Squid refuses to run as root, and this namespace has no other user: in one
 	// more namespace the same user has another number.
 	command.SysProcAttr = &syscall.SysProcAttr{
@@ -75,7 +79,8 @@ shutdown_lifetime 0 seconds
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 13, HostID: 0, Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 13, HostID: 0, Size: 1}},
 	}
-	background(t, ns, command)
+	process := background(t, ns, command)
+	t.Cleanup(func() { process.end(syscall.SIGTERM) })
 	if !within(func() bool { return listens(ns, netip.AddrPortFrom(lab.Proxy4, squidPort)) }) {
 		log, _ := os.ReadFile(filepath.Join(s.dir, "cache.log"))
 		t.Fatalf("squid does not listen:\n%s", log)
