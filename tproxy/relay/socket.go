@@ -1,0 +1,96 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// setResetting makes a socket send what it is given at once, and end by a reset
+// when it is closed, be it by the kernel after a kill. An orderly end takes back
+// the second (see loop.finish).
+func setResetting(socket int) error {
+	if err := setOption(socket, unix.SOL_TCP, unix.TCP_NODELAY, 1); err != nil {
+		return fmt.Errorf("set TCP_NODELAY: %w", err)
+	}
+	if err := setLinger(socket, true); err != nil {
+		return fmt.Errorf("set SO_LINGER: %w", err)
+	}
+	return nil
+}
+
+// connectTo starts a connection to an address that is not IPv4-mapped. The error
+// says which step failed, but for the connect itself.
+func (l *loop) connectTo(to netip.AddrPort) (socket int, err error) {
+	if !to.IsValid() {
+		return none, errors.New("invalid address")
+	}
+	family := unix.AF_INET
+	if to.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	if zone := to.Addr().Zone(); zone != "" && scope(to.Addr()) == 0 {
+		return none, fmt.Errorf("zone %q is not the number of an interface", zone)
+	}
+	if socket, err = newSocket(family); err != nil {
+		return none, os.NewSyscallError("socket", err)
+	}
+	if err = l.prepare(socket, to.Addr()); err == nil {
+		err = connect(socket, to)
+	}
+	if err != nil {
+		shut(socket)
+		return none, err
+	}
+	return socket, nil
+}
+
+// prepare sets what a socket needs before it is connected.
+func (l *loop) prepare(socket int, to netip.Addr) error {
+	if err := setResetting(socket); err != nil {
+		return err
+	}
+	if l.config.Mark != 0 {
+		if err := setOption(socket, unix.SOL_SOCKET, unix.SO_MARK, int32(l.config.Mark)); err != nil {
+			return fmt.Errorf("set SO_MARK: %w", err)
+		}
+	}
+	if l.config.Source == nil {
+		return nil
+	}
+	source := l.config.Source(to)
+	if !source.IsValid() {
+		return nil
+	}
+	// The port is chosen by connect, when the other three parts of the connection
+	// are known: a port that is in use towards anybody else is not taken.
+	if err := setOption(socket, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
+		return fmt.Errorf("set IP_BIND_ADDRESS_NO_PORT: %w", err)
+	}
+	if err := bind(socket, netip.AddrPortFrom(source, 0)); err != nil {
+		return fmt.Errorf("bind to %s: %w", source, err)
+	}
+	return nil
+}
+
+// scope returns the interface number that is the zone of a link-local address; 0
+// for none.
+func scope(of netip.Addr) uint32 {
+	number, err := strconv.ParseUint(of.Zone(), 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(number)
+}
+
+// withScope is the inverse of scope.
+func withScope(addr netip.Addr, number uint32) netip.Addr {
+	if number == 0 {
+		return addr
+	}
+	return addr.WithZone(strconv.FormatUint(uint64(number), 10))
+}
