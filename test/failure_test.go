@@ -203,3 +203,51 @@ func TestConnectionLimit(t *testing.T) {
 		t.Errorf("after one has ended: %q, %v", got, err)
 	}
 }
+
+// TestPortExhaustion: with all local ports towards the upstream in use the log says
+// so, and one more source address gives as many ports again.
+func TestPortExhaustion(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		arguments []string
+		carried   int
+	}{
+		{"one address", nil, 10},
+		{"two addresses", []string{"--upstream-source", lab.Uplink4.String() + ",198.51.100.2"}, 20},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t)
+			must(t,
+				w.Gateway.Addr("wan0", "198.51.100.2/24"),
+				w.Gateway.Sysctl("net.ipv4.ip_local_port_range", "40000 40009"))
+			g := w.gateway(append(test.arguments, "--drain-timeout", "100ms")...)
+			// The first use of a credential is alone on its way, from the kernel's choice.
+			if got, err := banner(t, w.Client, lab.Origin4, 22); got != lab.Banner {
+				t.Fatalf("%q, %v", got, err)
+			}
+			g.waitFlows(1)
+			must(t, w.Gateway.Sysctl("net.ipv4.tcp_fin_timeout", "1"))
+			carried := 0
+			for range 30 {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				conn, err := w.Client.Dial(ctx, "tcp", netip.AddrPortFrom(lab.Origin4, 22).String())
+				cancel()
+				if err != nil {
+					continue
+				}
+				defer conn.Close()
+				conn.SetReadDeadline(time.Now().Add(time.Second))
+				if _, err := io.ReadFull(conn, make([]byte, len(lab.Banner))); err == nil {
+					carried++
+				}
+			}
+			// A port may still be waiting after the first flow.
+			if carried < test.carried-1 || carried > test.carried {
+				t.Errorf("%d flows were carried at once, want %d", carried, test.carried)
+			}
+			g.waitFor("all local ports towards the upstream are in use")
+			g.command.Process.Signal(syscall.SIGTERM)
+			g.waitFor(`"ports_exhausted":`)
+		})
+	}
+}

@@ -1,108 +1,109 @@
 package tproxy
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"syscall"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// keepAlive probes a silent peer after this time, so that a client or an
-// upstream that vanished without a word ends its flow long before the idle limit.
-// The figure is below the 5 minutes after which common firewalls forget a flow.
+// keepAlive probes a silent peer, so that a client or an upstream that vanished
+// without a word ends its flow long before the idle limit. The figure is below the
+// 5 minutes after which common firewalls forget a flow.
 const (
 	keepAliveIdle     = 2 * time.Minute
 	keepAliveInterval = 30 * time.Second
 )
 
-// listenTransparent opens the socket to which the kernel's tproxy statement
-// delivers captured connections (Documentation/networking/tproxy.rst).
+// backlog is how many connections may wait to be accepted; the kernel lowers it to
+// net.core.somaxconn (listen(2)).
+const backlog = 65535
+
+// listenTransparent opens a socket to which the kernel's tproxy statement delivers
+// captured connections (Documentation/networking/tproxy.rst). The caller closes it.
 //
-// All options that an accepted socket inherits are set here, once, instead of
-// with a system call a connection: the mark, the linger time and keep-alive.
-func listenTransparent(ctx context.Context, address netip.AddrPort, mark uint32) (*net.TCPListener, error) {
-	config := net.ListenConfig{
-		// Accepted sockets inherit what control sets.
-		KeepAlive: -1,
-		Control: func(_, _ string, raw syscall.RawConn) error {
-			var failure error
-			if err := raw.Control(func(fd uintptr) {
-				failure = setTransparent(int(fd), address.Addr().Is6(), mark)
-			}); err != nil {
-				return err
-			}
-			return failure
-		},
-	}
-	config.SetMultipathTCP(false) // an MPTCP socket cannot be spliced as cheaply, and no upstream asks for it
-
-	network := "tcp4"
+// What an accepted socket inherits is set here, once, instead of with a system
+// call a connection: the mark and keep-alive.
+func listenTransparent(address netip.AddrPort, mark uint32, shared bool) (socket int, err error) {
+	family, sockaddr := unix.AF_INET, unix.Sockaddr(nil)
 	if address.Addr().Is6() {
-		network = "tcp6"
+		family = unix.AF_INET6
+		sockaddr = &unix.SockaddrInet6{Addr: address.Addr().As16(), Port: int(address.Port())}
+	} else {
+		sockaddr = &unix.SockaddrInet4{Addr: address.Addr().As4(), Port: int(address.Port())}
 	}
-	listener, err := config.Listen(ctx, network, address.String())
-	if errors.Is(err, unix.EADDRINUSE) {
-		return nil, fmt.Errorf("listen on %s: the port is taken: choose another with --tcp-proxy-listen", address)
-	}
-	if errors.Is(err, unix.EPERM) {
-		return nil, fmt.Errorf("listen on %s: transparent sockets need CAP_NET_ADMIN: run it with sudo", address)
-	}
+	socket, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", address, err)
+		return 0, fmt.Errorf("listen on %s: %w", address, os.NewSyscallError("socket", err))
 	}
-	return listener.(*net.TCPListener), nil
+	err = setTransparent(socket, family, shared)
+	if err == nil {
+		err = setCommon(socket, mark)
+	}
+	if err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(socket, sockaddr))
+	}
+	if err == nil {
+		err = os.NewSyscallError("listen", unix.Listen(socket, backlog))
+	}
+	if err == nil {
+		return socket, nil
+	}
+	unix.Close(socket)
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return 0, fmt.Errorf("listen on %s: the port is taken: choose another with --tcp-proxy-listen", address)
+	case errors.Is(err, unix.EPERM):
+		return 0, fmt.Errorf("listen on %s: transparent sockets need CAP_NET_ADMIN: run it as root", address)
+	}
+	return 0, fmt.Errorf("listen on %s: %w", address, err)
 }
 
-func setTransparent(fd int, ipv6 bool, mark uint32) error {
-	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
-	if ipv6 {
-		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+// setTransparent lets a socket take connections to every address. shared lets
+// several sockets of this process have the same port, one for each loop.
+func setTransparent(socket, family int, shared bool) error {
+	options := []option{{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1}}
+	if family == unix.AF_INET6 {
+		options = append(options,
+			option{"IPV6_V6ONLY", unix.SOL_IPV6, unix.IPV6_V6ONLY, 1},
+			option{"IPV6_TRANSPARENT", unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1})
+	} else {
+		options = append(options, option{"IP_TRANSPARENT", unix.SOL_IP, unix.IP_TRANSPARENT, 1})
 	}
-	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
-		return fmt.Errorf("set IP_TRANSPARENT: %w", err)
+	if shared {
+		options = append(options, option{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
 	}
-	// While a session runs its end is a reset: if this program is killed, a
-	// client must see a failure and not a clean FIN that makes half a download
-	// look like a whole one. An orderly end clears it (see relay).
-	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 0}); err != nil {
-		return fmt.Errorf("set SO_LINGER: %w", err)
-	}
-	if err := setKeepAlive(fd); err != nil {
-		return err
-	}
-	return setMark(fd, mark)
+	return setOptions(socket, options)
 }
 
-// setKeepAlive is inherited by accepted sockets. TCP_USER_TIMEOUT is left alone:
-// it would end a download that its reader merely paused, and switch off the probe
-// count of keep-alive (tcp(7)).
-func setKeepAlive(fd int) error {
-	for _, option := range []struct {
-		name         string
-		level, which int
-		value        int
-	}{
+// setCommon sets what every socket towards a client or an upstream carries: the
+// bypass mark, so that no rule captures what the gateway sends itself, and
+// keep-alive. TCP_USER_TIMEOUT is left alone: it would end a download that its
+// reader merely paused, and switch off the probe count of keep-alive (tcp(7)).
+func setCommon(socket int, mark uint32) error {
+	return setOptions(socket, []option{
+		{"SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, int(mark)},
 		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 		{"TCP_KEEPIDLE", unix.SOL_TCP, unix.TCP_KEEPIDLE, int(keepAliveIdle / time.Second)},
 		{"TCP_KEEPINTVL", unix.SOL_TCP, unix.TCP_KEEPINTVL, int(keepAliveInterval / time.Second)},
-	} {
-		if err := unix.SetsockoptInt(fd, option.level, option.which, option.value); err != nil {
-			return fmt.Errorf("set %s: %w", option.name, err)
-		}
-	}
-	return nil
+	})
 }
 
-// setMark puts the bypass mark on a socket, so that no rule captures what the
-// gateway sends itself.
-func setMark(fd int, mark uint32) error {
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark)); err != nil {
-		return fmt.Errorf("set SO_MARK: %w", err)
+// option is a socket option with a number as its value.
+type option struct {
+	name         string
+	level, which int
+	value        int
+}
+
+func setOptions(socket int, options []option) error {
+	for _, o := range options {
+		if err := unix.SetsockoptInt(socket, o.level, o.which, o.value); err != nil {
+			return fmt.Errorf("set %s: %w", o.name, err)
+		}
 	}
 	return nil
 }

@@ -7,20 +7,27 @@
 // An accepted socket's local address is the flow's original destination, because
 // TPROXY delivers packets unchanged (Documentation/networking/tproxy.rst): no NAT,
 // no look-up.
+//
+// Flows run on the event loops of package relay. One that has to wait for
+// something other than a socket (the proxy's name, the first use of a credential)
+// is taken off its loop and carried by goroutines of its own, with the same
+// sniffers and handshakes.
 package tproxy
 
 import (
 	"context"
 	"errors"
-	"net"
+	"net/http"
 	"net/netip"
-	"sync"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/relay"
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
 
@@ -32,39 +39,50 @@ type Config struct {
 	// Mark is the bypass mark, carried by every socket that is opened here, so
 	// that the gateway never captures itself.
 	Mark uint32
+	// Sources are addresses of this host from which the upstream is connected to,
+	// in turn; without one of the upstream's family the kernel chooses. Each more
+	// of them adds as many connections as there are local ports.
+	Sources []netip.Addr
+	// Loops is the number of event loops, at least 1.
+	Loops int
 	// MaxFlows is how many flows are carried at once; more are reset.
 	MaxFlows int
+	// MaxPipes bounds the pipes, of two descriptors each, through which bulk data
+	// goes; see relay.Config.
+	MaxPipes int
 
 	PeekTimeout      time.Duration // waiting for a name on the ports that are peeked
 	ConnectTimeout   time.Duration // opening the connection to the upstream or the destination
 	HandshakeTimeout time.Duration // the upstream's answer to CONNECT, which includes its own dialling
-	IdleTimeout      time.Duration // a flow on which nothing moves; ends within two of these
+	IdleTimeout      time.Duration // a flow on which nothing moves
 	HalfCloseTimeout time.Duration // the same once one side has closed
 	DrainTimeout     time.Duration // how long flows may run on once Serve is cancelled
 
-	// Access receives the record of every flow at its end. It is called from many
-	// goroutines at once.
+	// Access receives the record of every flow at its end. It is called on event
+	// loops and from other goroutines at once, and must not wait for anything slow.
 	Access func(Record)
 	Log    zerolog.Logger
 }
 
 // Server owns the transparent listeners and the flows that came through them.
 type Server struct {
-	config    Config
-	policy    Policy
-	dialer    upstream.Dialer
-	burst     zerolog.Logger // for what may happen to every flow
-	listeners []*net.TCPListener
-	open      atomic.Int64 // flows carried now
-	shedding  atomic.Bool  // the last connection was refused because of MaxFlows
-}
+	config   Config
+	policy   Policy
+	dialer   upstream.Dialer
+	burst    zerolog.Logger // for what may happen to every flow
+	engine   *relay.Engine
+	sources  sources
+	detached detached     // flows that were taken off the engine
+	open     atomic.Int64 // flows carried now
+	shedding atomic.Bool  // the last connection was refused because of MaxFlows
 
-var errStopped = errors.New("the gateway stops")
+	refused, exhausted atomic.Int64 // see Stats
+}
 
 // Listen binds the transparent listeners; connections wait in their queues until
 // Serve. Serve closes them; without a call of Serve, Close does.
-func Listen(ctx context.Context, config Config, policy Policy) (*Server, error) {
-	server := &Server{
+func Listen(config Config, policy Policy) (*Server, error) {
+	s := &Server{
 		config: config,
 		policy: policy,
 		burst:  config.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second}),
@@ -73,100 +91,133 @@ func Listen(ctx context.Context, config Config, policy Policy) (*Server, error) 
 			HandshakeTimeout: config.HandshakeTimeout,
 			Control: func(_, _ string, raw syscall.RawConn) error {
 				var failure error
-				if err := raw.Control(func(fd uintptr) { failure = setMark(int(fd), config.Mark) }); err != nil {
+				if err := raw.Control(func(fd uintptr) { failure = setCommon(int(fd), config.Mark) }); err != nil {
 					return err
 				}
 				return failure
 			},
 		},
 	}
-	for _, address := range config.Listen {
-		listener, err := listenTransparent(ctx, address, config.Mark)
-		if err != nil {
-			server.Close()
-			return nil, err
-		}
-		server.listeners = append(server.listeners, listener)
+	s.sources.add(config.Sources)
+	sockets, err := listenAll(config)
+	if err != nil {
+		return nil, err
 	}
-	return server, nil
+	s.engine, err = relay.Open(relay.Config{
+		Sockets:          sockets,
+		Accept:           s.accept,
+		AcceptFailed:     s.acceptFailed,
+		Mark:             config.Mark,
+		Source:           s.source,
+		PeekTimeout:      config.PeekTimeout,
+		ConnectTimeout:   config.ConnectTimeout,
+		HandshakeTimeout: config.HandshakeTimeout,
+		IdleTimeout:      config.IdleTimeout,
+		HalfCloseTimeout: config.HalfCloseTimeout,
+		DrainTimeout:     config.DrainTimeout,
+		MaxPipes:         config.MaxPipes,
+	})
+	if err != nil {
+		closeAll(sockets)
+		return nil, err
+	}
+	return s, nil
 }
 
-// Close closes the listeners.
-func (s *Server) Close() {
-	for _, listener := range s.listeners {
-		listener.Close()
+// listenAll opens every listener once for each loop.
+func listenAll(config Config) ([][]int, error) {
+	sockets := make([][]int, config.Loops)
+	for loop := range sockets {
+		for _, address := range config.Listen {
+			socket, err := listenTransparent(address, config.Mark, config.Loops > 1)
+			if err != nil {
+				closeAll(sockets)
+				return nil, err
+			}
+			sockets[loop] = append(sockets[loop], socket)
+		}
+	}
+	return sockets, nil
+}
+
+func closeAll(sockets [][]int) {
+	for _, socket := range slices.Concat(sockets...) {
+		unix.Close(socket)
 	}
 }
+
+// Close closes the listeners of a server whose Serve was not called.
+func (s *Server) Close() { s.engine.Close() }
 
 // Serve carries flows until ctx is cancelled. Then it takes in what the kernel
 // has already accepted, closes the listeners, lets the flows run for at most
-// DrainTimeout, resets those that are left and returns nil: when it returns, all
-// that it started has ended.
+// DrainTimeout, resets those that are left and returns: when it does, all that it
+// started has ended.
 func (s *Server) Serve(ctx context.Context) error {
-	flows, reset := context.WithCancel(context.WithoutCancel(ctx))
-	defer reset()
-	var accepting, running sync.WaitGroup
-	for _, listener := range s.listeners {
-		accepting.Go(func() { s.accept(ctx, flows, listener, &running) })
+	cancelled := make(chan time.Time, 1)
+	stop := context.AfterFunc(ctx, func() { cancelled <- time.Now() })
+	err := s.engine.Serve(ctx)
+	var left time.Duration // none if it was the engine that failed
+	if !stop() {
+		left = s.config.DrainTimeout - time.Since(<-cancelled)
 	}
-	accepting.Wait()
-	s.Close()
-
-	drained := make(chan struct{})
-	go func() {
-		running.Wait()
-		close(drained)
-	}()
-	select {
-	case <-drained:
-	case <-time.After(s.config.DrainTimeout):
-		reset()
-		<-drained
-	}
-	return nil
+	s.detached.close(left)
+	return err
 }
 
-// Accept errors are of the moment (a full descriptor table, a client that went
-// away) and never end a listener; the pause between two tries grows to the limit.
-const (
-	acceptPauseFirst = 5 * time.Millisecond
-	acceptPauseLimit = time.Second
-	// acceptLast is how long a stopping listener still takes in connections whose
-	// handshake the kernel has completed.
-	acceptLast = 20 * time.Millisecond
-)
+// Stats are counters since the start.
+type Stats struct {
+	Accepted       int64 // flows that were taken in
+	Refused        int64 // connections that were reset because of MaxFlows
+	AcceptErrors   int64 // pauses of a listener
+	PortsExhausted int64 // flows for which there was no local port left
+	Spliced        int64 // bytes that did not enter user space
+}
 
-// accept takes connections of one listener until ctx is cancelled and starts a
-// flow for each. Flows run under flows and count in running.
-func (s *Server) accept(ctx, flows context.Context, listener *net.TCPListener, running *sync.WaitGroup) {
-	stop := context.AfterFunc(ctx, func() { listener.SetDeadline(time.Now().Add(acceptLast)) })
-	defer stop()
-	pause := acceptPauseFirst
-	for {
-		client, err := listener.AcceptTCP()
-		if err != nil {
-			if ctx.Err() != nil {
-				return
-			}
-			s.config.Log.Warn().Err(err).Dur("pause", pause).Msg("accept")
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(pause):
-			}
-			pause = min(2*pause, acceptPauseLimit)
-			continue
-		}
-		pause = acceptPauseFirst
-		if !s.admit() {
-			client.Close()
-			continue
-		}
-		running.Go(func() {
-			defer s.open.Add(-1)
-			s.config.Access(s.handle(flows, client))
-		})
+// Stats returns the counters. It is safe for concurrent use.
+func (s *Server) Stats() Stats {
+	engine := s.engine.Stats()
+	return Stats{
+		Accepted:       engine.Accepted - s.refused.Load(),
+		Refused:        s.refused.Load(),
+		AcceptErrors:   engine.AcceptErrors,
+		PortsExhausted: s.exhausted.Load(),
+		Spliced:        engine.Spliced,
 	}
+}
+
+// accept starts a flow, on its loop.
+func (s *Server) accept(client, destination netip.AddrPort) relay.Session {
+	if !s.admit() {
+		return nil
+	}
+	return s.newFlow(client, destination)
+}
+
+// acceptFailed tells of a listener that pauses.
+func (s *Server) acceptFailed(err error, pause time.Duration) {
+	s.burst.Warn().Err(err).Dur("pause", pause).Msg("accept")
+}
+
+// warn logs what an administrator can do something about: an upstream that refuses
+// or cannot be reached. A refused credential is told whenever the upstream says
+// so, which the credential's breaker makes rare; of the others a burst is enough.
+func (s *Server) warn(record *Record) {
+	if record.Way != wayUpstream || record.Err == nil || record.Sent+record.Received > 0 {
+		return
+	}
+	var refused *upstream.RefusedError
+	if errors.As(record.Err, &refused) && refused.Status == http.StatusProxyAuthRequired {
+		s.config.Log.Error().Err(record.Err).Msg("the upstream refuses the credential")
+		return
+	}
+	if errors.Is(record.Err, unix.EADDRNOTAVAIL) {
+		s.exhausted.Add(1)
+		s.burst.Error().Err(record.Err).Msg("all local ports towards the upstream are in use: " +
+			"add addresses with --upstream-source, or widen net.ipv4.ip_local_port_range")
+		return
+	}
+	s.burst.Warn().Err(record.Err).Msg("a flow was not carried")
 }
 
 // admit counts a new flow in, or says that there are too many. Only the change
@@ -174,6 +225,7 @@ func (s *Server) accept(ctx, flows context.Context, listener *net.TCPListener, r
 func (s *Server) admit() bool {
 	if s.open.Add(1) > int64(s.config.MaxFlows) {
 		s.open.Add(-1)
+		s.refused.Add(1)
 		if s.shedding.CompareAndSwap(false, true) {
 			s.config.Log.Warn().Int("flows", s.config.MaxFlows).
 				Msg("too many flows: new ones are reset until some end; raise --max-conns or the limit of open files")

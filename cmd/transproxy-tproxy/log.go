@@ -8,44 +8,89 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"github.com/rs/zerolog/diode"
 	"golang.org/x/term"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy"
 )
 
-// newLogger makes the program's log: for people on a terminal, JSON else.
-func newLogger(s *settings, out *os.File) zerolog.Logger {
-	return zerolog.New(logWriter(s, out, out)).Level(s.level).With().Timestamp().Logger()
+const (
+	// logQueue is how many lines may wait for a slow reader of a log; older ones
+	// are given up for newer ones. At 10,000 flows a second it is half a second.
+	logQueue = 4096
+	// logClose bounds the wait for what is still queued when a log is closed.
+	logClose = time.Second
+)
+
+// sink is where the lines of a log go. It never makes the program wait: flows are
+// carried on event loops, which a reader that has stopped reading must not hold up.
+type sink struct {
+	queue diode.Writer
+	file  *os.File
 }
 
-// logWriter wraps out in what the chosen format needs. terminal is the file whose
-// nature decides the format "auto"; nil is none.
-func logWriter(s *settings, out io.Writer, terminal *os.File) io.Writer {
-	onTerminal := terminal != nil && term.IsTerminal(int(terminal.Fd()))
-	if s.logFormat == "json" || s.logFormat == "auto" && !onTerminal {
-		return out
+// newSink makes a sink of a file: for people on a terminal, JSON else. lost is
+// told how many lines were given up.
+func newSink(format string, file *os.File, lost func(lines int)) *sink {
+	var out io.Writer = file
+	terminal := term.IsTerminal(int(file.Fd()))
+	if format == "console" || format == "auto" && terminal {
+		out = zerolog.ConsoleWriter{Out: file, NoColor: !terminal || os.Getenv("NO_COLOR") != "", TimeFormat: time.RFC3339}
 	}
-	return zerolog.ConsoleWriter{Out: out, NoColor: !onTerminal || os.Getenv("NO_COLOR") != "", TimeFormat: time.RFC3339}
+	return &sink{
+		// The queue closes what it writes to, if it can: a standard stream stays open.
+		queue: diode.NewWriter(onlyWriter{out}, logQueue, 0, lost),
+		file:  file,
+	}
+}
+
+// onlyWriter hides that something can be closed.
+type onlyWriter struct{ io.Writer }
+
+func (s *sink) Write(line []byte) (int, error) { return s.queue.Write(line) }
+
+// close writes what is queued, as far as that is possible soon, and closes the
+// file unless it is a standard stream.
+func (s *sink) close() {
+	done := make(chan struct{})
+	go func() {
+		s.queue.Close()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(logClose):
+	}
+	if s.file != os.Stdout && s.file != os.Stderr {
+		s.file.Close()
+	}
+}
+
+// newLogger makes the program's log on standard error. The caller closes the sink.
+func newLogger(s *settings) (zerolog.Logger, *sink) {
+	out := newSink(s.logFormat, os.Stderr, func(int) {}) // where would one say so?
+	return zerolog.New(out).Level(s.level).With().Timestamp().Logger(), out
 }
 
 // accessLog writes one line a flow. It is safe for concurrent use; whoever opens
 // it closes it.
 type accessLog struct {
 	settings *settings
+	log      zerolog.Logger // tells of lines that were lost
 
-	mutex  sync.Mutex
-	file   *os.File // nil for off
+	mutex  sync.RWMutex
+	sink   *sink // nil for off
 	logger zerolog.Logger
 }
 
-func openAccessLog(s *settings) (*accessLog, error) {
-	log := &accessLog{settings: s}
-	return log, log.Reopen()
+func openAccessLog(s *settings, log zerolog.Logger) (*accessLog, error) {
+	l := &accessLog{settings: s, log: log}
+	return l, l.reopen()
 }
 
-// Reopen opens the file anew, so that a rotated log continues in a fresh file.
-// On failure the old one stays in use.
-func (l *accessLog) Reopen() error {
+// reopen opens the file anew, so that a rotated log continues in a fresh file. On
+// failure the old one stays in use.
+func (l *accessLog) reopen() error {
 	file := os.Stdout
 	switch l.settings.accessLog {
 	case "off":
@@ -59,34 +104,36 @@ func (l *accessLog) Reopen() error {
 			return fmt.Errorf("--access-log: %w: name a file that can be written, - or off", err)
 		}
 	}
-	logger := zerolog.New(logWriter(l.settings, file, file)).With().Timestamp().Logger()
+	fresh := newSink(l.settings.logFormat, file, func(lines int) {
+		l.log.Warn().Int("lines", lines).Msg("the access log is read too slowly: lines are lost")
+	})
+	logger := zerolog.New(fresh).With().Timestamp().Logger()
 
 	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	l.closeFile()
-	l.file, l.logger = file, logger
+	old := l.sink
+	l.sink, l.logger = fresh, logger
+	l.mutex.Unlock()
+	if old != nil {
+		old.close()
+	}
 	return nil
 }
 
-// Close closes the file.
-func (l *accessLog) Close() {
+// close writes what is queued and closes the file.
+func (l *accessLog) close() {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
-	l.closeFile()
-	l.file = nil
-}
-
-func (l *accessLog) closeFile() {
-	if l.file != nil && l.file != os.Stdout {
-		l.file.Close()
+	if l.sink != nil {
+		l.sink.close()
+		l.sink = nil
 	}
 }
 
-// Write writes the line of one flow.
-func (l *accessLog) Write(r tproxy.Record) {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	if l.file == nil {
+// write queues the line of one flow.
+func (l *accessLog) write(r tproxy.Record) {
+	l.mutex.RLock()
+	defer l.mutex.RUnlock()
+	if l.sink == nil {
 		return
 	}
 	line := l.logger.Log().

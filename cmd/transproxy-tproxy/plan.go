@@ -177,19 +177,33 @@ func (s *settings) upstreamPrefixes() []netip.Prefix {
 // name look-ups.
 const descriptorsReserved = 64
 
-// A flow holds two sockets, and while it relays up to two pipes of two ends each.
-const descriptorsPerFlow = 6
+// pipeLimit bounds the pipes for bulk data. Each holds up to 256 KiB while in use,
+// so that all of them take 256 MiB at worst; with so many flows in full flight
+// none of them is fast.
+const pipeLimit = 1024
 
-// raiseFileLimit raises the limit of open files to what the administrator allows
-// and returns how many flows fit under it.
-func raiseFileLimit() (flows int, err error) {
+// capacity is what fits under a limit of open files.
+type capacity struct {
+	flows int // two sockets each
+	pipes int // two descriptors each
+}
+
+func newCapacity(descriptors int) capacity {
+	// At a low limit, an eighth for pipes is a flow in four with a pipe each way.
+	pipes := min(pipeLimit, descriptors/8/2)
+	return capacity{flows: max(1, (descriptors-descriptorsReserved-2*pipes)/2), pipes: pipes}
+}
+
+// raiseFileLimit raises the limit of open files to what the administrator allows,
+// and returns what fits under it.
+func raiseFileLimit() (capacity, error) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 0, fmt.Errorf("read the limit of open files: %w", err)
+		return capacity{}, fmt.Errorf("read the limit of open files: %w", err)
 	}
 	limit.Cur = limit.Max
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 0, fmt.Errorf("raise the limit of open files to %d: %w", limit.Max, err)
+		return capacity{}, fmt.Errorf("raise the limit of open files to %d: %w", limit.Max, err)
 	}
-	return max(1, (int(min(limit.Cur, 1<<30))-descriptorsReserved)/descriptorsPerFlow), nil
+	return newCapacity(int(min(limit.Cur, 1<<30))), nil
 }

@@ -29,25 +29,26 @@ func run(s *settings) (err error) {
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer signal.Stop(signals)
 
-	log := newLogger(s, os.Stderr)
+	log, sink := newLogger(s)
+	defer sink.close()
 	for _, note := range s.notes {
 		log.Warn().Msg(note)
 	}
-	access, err := openAccessLog(s)
+	access, err := openAccessLog(s, log)
 	if err != nil {
 		return usageError{err}
 	}
-	defer access.Close()
+	defer access.close()
 
-	flows, err := raiseFileLimit()
+	fits, err := raiseFileLimit()
 	if err != nil {
 		return err
 	}
-	if s.maxConns == 0 || s.maxConns > flows {
-		if s.maxConns > flows {
-			log.Warn().Int("max-conns", s.maxConns).Int("possible", flows).Msg("--max-conns is more than the limit of open files allows")
-		}
-		s.maxConns = flows
+	if s.maxConns > fits.flows {
+		log.Warn().Int("max_conns", s.maxConns).Int("possible", fits.flows).Msg("--max-conns is more than the limit of open files allows")
+	}
+	if s.maxConns == 0 || s.maxConns > fits.flows {
+		s.maxConns = fits.flows
 	}
 
 	f, err := lookFamilies()
@@ -61,8 +62,13 @@ func run(s *settings) (err error) {
 	if err := s.netfilter(f, host).Validate(); err != nil {
 		return usageError{err}
 	}
-	gateway := &gateway{settings: s, families: f, log: log, access: access}
+	gateway := &gateway{settings: s, families: f, capacity: fits, log: log, access: access}
 	gateway.setLocal(host)
+	for _, source := range s.sources {
+		if !gateway.owns(source) {
+			return usageError{fmt.Errorf("--upstream-source: %s is not an address of this host: add it with `ip address add`, or leave it out", source)}
+		}
+	}
 
 	if s.install {
 		if err := gateway.open(); err != nil {
@@ -70,7 +76,7 @@ func run(s *settings) (err error) {
 		}
 		defer func() { err = errors.Join(err, gateway.close()) }()
 	}
-	server, err := tproxy.Listen(context.Background(), gateway.tproxy(), gateway.policy())
+	server, err := tproxy.Listen(gateway.tproxy(), gateway.policy())
 	if err != nil {
 		return err
 	}
@@ -94,6 +100,7 @@ func run(s *settings) (err error) {
 type gateway struct {
 	settings *settings
 	families families
+	capacity capacity
 	log      zerolog.Logger
 	access   *accessLog
 	local    atomic.Pointer[map[netip.Addr]struct{}] // the gateway's own addresses
@@ -158,6 +165,14 @@ func (g *gateway) serve(server *tproxy.Server, signals <-chan os.Signal) error {
 	for range running {
 		failure = errors.Join(failure, <-ended)
 	}
+	stats := server.Stats()
+	g.log.Info().
+		Int64("flows", stats.Accepted).
+		Int64("refused", stats.Refused).
+		Int64("accept_errors", stats.AcceptErrors).
+		Int64("ports_exhausted", stats.PortsExhausted).
+		Int64("spliced_bytes", stats.Spliced).
+		Msg("stopped")
 	return failure
 }
 
@@ -182,7 +197,7 @@ func (g *gateway) reload() {
 	for _, proxy := range g.settings.upstreams() {
 		proxy.Reset()
 	}
-	if err := g.access.Reopen(); err != nil {
+	if err := g.access.reopen(); err != nil {
 		g.log.Error().Err(err).Msg("the access log stays as it was")
 	}
 	g.log.Info().Msg("reloaded: a refused credential is tried again, the access log is reopened")
@@ -233,20 +248,29 @@ func (g *gateway) setLocal(host routing.Host) {
 	g.local.Store(&local)
 }
 
+// owns reports whether an address is the gateway's own.
+func (g *gateway) owns(address netip.Addr) bool {
+	_, own := (*g.local.Load())[address]
+	return own
+}
+
 // tproxy is what the settings ask of the package tproxy.
 func (g *gateway) tproxy() tproxy.Config {
 	s := g.settings
 	return tproxy.Config{
 		Listen:           s.listen(g.families),
 		Mark:             splitMask(s.mark).bypass,
+		Sources:          s.sources,
+		Loops:            1,
 		MaxFlows:         s.maxConns,
+		MaxPipes:         g.capacity.pipes,
 		PeekTimeout:      s.peekTimeout,
 		ConnectTimeout:   s.connectTimeout,
 		HandshakeTimeout: s.replyTimeout,
 		IdleTimeout:      s.idleTimeout,
 		HalfCloseTimeout: s.halfClose,
 		DrainTimeout:     s.drainTimeout,
-		Access:           g.access.Write,
+		Access:           g.access.write,
 		Log:              g.log,
 	}
 }
@@ -256,10 +280,7 @@ func (g *gateway) policy() tproxy.Policy {
 		Bypass:   g.settings.noProxy,
 		Upstream: g.settings.upstream,
 		HTTP:     g.settings.httpUpstream,
-		Local: func(address netip.Addr) bool {
-			_, own := (*g.local.Load())[address]
-			return own
-		},
+		Local:    g.owns,
 	}
 }
 

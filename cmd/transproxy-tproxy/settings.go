@@ -24,6 +24,8 @@ type settings struct {
 	httpUpstream *upstream.Proxy // for port 80 when http_proxy differs; nil for no difference
 	noProxy      *bypass.List
 
+	sources []netip.Addr
+
 	interfaces []string
 	clients    []netip.Prefix
 	ports      []netfilter.PortRange
@@ -85,6 +87,11 @@ func options() []option {
 			groupUpstream, "upstream", "URL", "", "the proxy: http://[user:password@]host:port; percent-encode special characters\n" +
 				"(default: $https_proxy, then $http_proxy; port 80 looks at $http_proxy first)",
 			func(s *settings, v string) (err error) { s.upstream, err = upstream.Parse(v); return err },
+		},
+		{
+			groupUpstream, "upstream-source", "ADDRESS,...", "", "addresses of this host to connect from, in turn, when one has too few ports\n" +
+				"(each has about 28,000 towards one proxy)",
+			setSources,
 		},
 		{
 			groupUpstream, "no-proxy", "LIST", "", "reached directly: addresses, CIDR prefixes, domain suffixes, *, each with :port if need be\n" +
@@ -172,6 +179,18 @@ var unbuilt = []string{
 
 func refuseUnbuilt(*settings, string) error {
 	return fmt.Errorf("not built yet: remove it (DNS is left alone, and there is no explicit proxy listener)")
+}
+
+func setSources(s *settings, value string) error {
+	s.sources = nil
+	for _, text := range splitList(value) {
+		address, err := netip.ParseAddr(text)
+		if err != nil || address.IsUnspecified() {
+			return fmt.Errorf("%q is not an address: give addresses of this host, such as 192.168.1.2", text)
+		}
+		s.sources = append(s.sources, address.Unmap())
+	}
+	return nil
 }
 
 func setClients(s *settings, value string) error {

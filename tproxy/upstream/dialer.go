@@ -67,11 +67,11 @@ func (d *Dialer) Tunnel(ctx context.Context, proxy *Proxy, target Target) (conn 
 }
 
 // Known returns the addresses at which to reach the proxy, in the order in which to
-// try them, if they are known without a look-up: ok is false where Tunnel would ask
+// try them (not to be changed), if they are known without a look-up: ok is false where Tunnel would ask
 // the name service. It is for a caller that connects by itself and must not wait.
 func (d *Dialer) Known(proxy *Proxy) (addresses []netip.AddrPort, ok bool) {
-	if address, err := netip.ParseAddr(proxy.host); err == nil {
-		return []netip.AddrPort{netip.AddrPortFrom(address.Unmap(), proxy.port)}, true
+	if proxy.literal != nil {
+		return proxy.literal, true
 	}
 	known, ok := d.names.fresh(proxy.host)
 	for _, address := range known {

@@ -53,6 +53,10 @@ type Proxy struct {
 	host       string // a DNS name, or an IP literal without brackets
 	port       uint16
 	credential *credential // nil: none
+
+	// Made once, because every flow asks for them.
+	url     string
+	literal []netip.AddrPort // the address, if host is an IP literal
 }
 
 // Host returns the proxy's DNS name or IP literal, the latter without brackets.
@@ -62,10 +66,7 @@ func (p *Proxy) Host() string { return p.host }
 func (p *Proxy) Port() uint16 { return p.port }
 
 // String returns the proxy's URL without user name and password, fit for logs.
-func (p *Proxy) String() string {
-	// The zone of an IPv6 literal is written as RFC 6874 has it.
-	return "http://" + joinHostPort(strings.Replace(p.host, "%", "%25", 1), p.port)
-}
+func (p *Proxy) String() string { return p.url }
 
 // Handshake returns the negotiation of a tunnel to t. It sends the credential, so
 // that it must run under a lease of this proxy if there is one. The error says

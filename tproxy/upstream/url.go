@@ -67,6 +67,11 @@ func parse(raw string) (*Proxy, error) {
 	if proxy.host, proxy.port, err = parseHostPort(hostport); err != nil {
 		return nil, err
 	}
+	// The zone of an IPv6 literal is written as RFC 6874 has it.
+	proxy.url = "http://" + joinHostPort(strings.Replace(proxy.host, "%", "%25", 1), proxy.port)
+	if address, err := netip.ParseAddr(proxy.host); err == nil {
+		proxy.literal = []netip.AddrPort{netip.AddrPortFrom(address.Unmap(), proxy.port)}
+	}
 	return proxy, nil
 }
 
