@@ -5,17 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
-)
-
-// keepAlive probes a silent peer, so that a client or an upstream that vanished
-// without a word ends its flow long before the idle limit. The figure is below the
-// 5 minutes after which common firewalls forget a flow.
-const (
-	keepAliveIdle     = 2 * time.Minute
-	keepAliveInterval = 30 * time.Second
 )
 
 // backlog is how many connections may wait to be accepted; the kernel lowers it to
@@ -24,9 +15,6 @@ const backlog = 65535
 
 // listenTransparent opens a socket to which the kernel's tproxy statement delivers
 // captured connections (Documentation/networking/tproxy.rst). The caller closes it.
-//
-// What an accepted socket inherits is set here, once, instead of with a system
-// call a connection: the mark and keep-alive.
 func listenTransparent(address netip.AddrPort, mark uint32, shared bool) (socket int, err error) {
 	family, sockaddr := unix.AF_INET, unix.Sockaddr(nil)
 	if address.Addr().Is6() {
@@ -41,7 +29,7 @@ func listenTransparent(address netip.AddrPort, mark uint32, shared bool) (socket
 	}
 	err = setTransparent(socket, family, shared)
 	if err == nil {
-		err = setCommon(socket, mark)
+		err = setMark(socket, mark)
 	}
 	if err == nil {
 		err = os.NewSyscallError("bind", unix.Bind(socket, sockaddr))
@@ -79,17 +67,10 @@ func setTransparent(socket, family int, shared bool) error {
 	return setOptions(socket, options)
 }
 
-// setCommon sets what every socket towards a client or an upstream carries: the
-// bypass mark, so that no rule captures what the gateway sends itself, and
-// keep-alive. TCP_USER_TIMEOUT is left alone: it would end a download that its
-// reader merely paused, and switch off the probe count of keep-alive (tcp(7)).
-func setCommon(socket int, mark uint32) error {
-	return setOptions(socket, []option{
-		{"SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, int(mark)},
-		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-		{"TCP_KEEPIDLE", unix.SOL_TCP, unix.TCP_KEEPIDLE, int(keepAliveIdle / time.Second)},
-		{"TCP_KEEPINTVL", unix.SOL_TCP, unix.TCP_KEEPINTVL, int(keepAliveInterval / time.Second)},
-	})
+// setMark puts the bypass mark on a socket, so that no rule captures what the
+// gateway sends itself. Accepted sockets inherit it.
+func setMark(socket int, mark uint32) error {
+	return setOptions(socket, []option{{"SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, int(mark)}})
 }
 
 // option is a socket option with a number as its value.

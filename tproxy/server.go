@@ -43,8 +43,6 @@ type Config struct {
 	// in turn; without one of the upstream's family the kernel chooses. Each more
 	// of them adds as many connections as there are local ports.
 	Sources []netip.Addr
-	// Loops is the number of event loops, at least 1.
-	Loops int
 	// MaxFlows is how many flows are carried at once; more are reset.
 	MaxFlows int
 	// MaxPipes bounds the pipes, of two descriptors each, through which bulk data
@@ -91,7 +89,7 @@ func Listen(config Config, policy Policy) (*Server, error) {
 			HandshakeTimeout: config.HandshakeTimeout,
 			Control: func(_, _ string, raw syscall.RawConn) error {
 				var failure error
-				if err := raw.Control(func(fd uintptr) { failure = setCommon(int(fd), config.Mark) }); err != nil {
+				if err := raw.Control(func(fd uintptr) { failure = setMark(int(fd), config.Mark) }); err != nil {
 					return err
 				}
 				return failure
@@ -126,10 +124,11 @@ func Listen(config Config, policy Policy) (*Server, error) {
 
 // listenAll opens every listener once for each loop.
 func listenAll(config Config) ([][]int, error) {
-	sockets := make([][]int, config.Loops)
+	loops := relay.Loops()
+	sockets := make([][]int, loops)
 	for loop := range sockets {
 		for _, address := range config.Listen {
-			socket, err := listenTransparent(address, config.Mark, config.Loops > 1)
+			socket, err := listenTransparent(address, config.Mark, loops > 1)
 			if err != nil {
 				closeAll(sockets)
 				return nil, err

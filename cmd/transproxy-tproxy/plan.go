@@ -177,10 +177,10 @@ func (s *settings) upstreamPrefixes() []netip.Prefix {
 // name look-ups.
 const descriptorsReserved = 64
 
-// pipeLimit bounds the pipes for bulk data. Each holds up to 256 KiB while in use,
-// so that all of them take 256 MiB at worst; with so many flows in full flight
-// none of them is fast.
-const pipeLimit = 1024
+// pipeLimit bounds the pipes for bulk data. Each holds up to 1 MiB while in use, so
+// that all of them take 256 MiB at worst. More flows than that in full flight share
+// the line anyway; the others read and write.
+const pipeLimit = 256
 
 // capacity is what fits under a limit of open files.
 type capacity struct {

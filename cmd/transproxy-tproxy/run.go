@@ -261,7 +261,6 @@ func (g *gateway) tproxy() tproxy.Config {
 		Listen:           s.listen(g.families),
 		Mark:             splitMask(s.mark).bypass,
 		Sources:          s.sources,
-		Loops:            1,
 		MaxFlows:         s.maxConns,
 		MaxPipes:         g.capacity.pipes,
 		PeekTimeout:      s.peekTimeout,

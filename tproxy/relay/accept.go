@@ -29,8 +29,8 @@ func listenerToken(number int) token { return token{slot: int32(-1 - number)} }
 
 // listen adds a listening socket.
 func (l *loop) listen(socket int) error {
-	// Accepted sockets inherit both options, which saves two system calls each.
-	if err := setResetting(socket); err != nil {
+	// Accepted sockets inherit the options, which saves a system call for each.
+	if err := setSession(socket); err != nil {
 		return err
 	}
 	if err := l.watch(socket, listenerToken(len(l.listeners)), unix.EPOLLIN); err != nil {

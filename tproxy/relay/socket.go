@@ -6,16 +6,37 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// setResetting makes a socket send what it is given at once, and end by a reset
-// when it is closed, be it by the kernel after a kill. An orderly end takes back
-// the second (see loop.finish).
-func setResetting(socket int) error {
-	if err := setOption(socket, unix.SOL_TCP, unix.TCP_NODELAY, 1); err != nil {
-		return fmt.Errorf("set TCP_NODELAY: %w", err)
+// Keep-alive finds out that a silent peer is gone long before the idle limit, and
+// keeps firewalls in between from forgetting the flow: common ones do so after 5
+// minutes. TCP_USER_TIMEOUT is left alone: it would end a download that its reader
+// merely paused, and switch off the probe count of keep-alive (tcp(7)).
+const (
+	keepAliveIdle     = 2 * time.Minute
+	keepAliveInterval = 30 * time.Second
+)
+
+// setSession makes a socket send what it is given at once, notice a peer that is
+// gone, and end by a reset when it is closed, be it by the kernel after a kill. An
+// orderly end takes back the last (see loop.finish).
+func setSession(socket int) error {
+	for _, option := range [...]struct {
+		name         string
+		level, which int
+		value        int32
+	}{
+		{"TCP_NODELAY", unix.SOL_TCP, unix.TCP_NODELAY, 1},
+		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		{"TCP_KEEPIDLE", unix.SOL_TCP, unix.TCP_KEEPIDLE, int32(keepAliveIdle / time.Second)},
+		{"TCP_KEEPINTVL", unix.SOL_TCP, unix.TCP_KEEPINTVL, int32(keepAliveInterval / time.Second)},
+	} {
+		if err := setOption(socket, option.level, option.which, option.value); err != nil {
+			return fmt.Errorf("set %s: %w", option.name, err)
+		}
 	}
 	if err := setLinger(socket, true); err != nil {
 		return fmt.Errorf("set SO_LINGER: %w", err)
@@ -51,7 +72,7 @@ func (l *loop) connectTo(to netip.AddrPort) (socket int, err error) {
 
 // prepare sets what a socket needs before it is connected.
 func (l *loop) prepare(socket int, to netip.Addr) error {
-	if err := setResetting(socket); err != nil {
+	if err := setSession(socket); err != nil {
 		return err
 	}
 	if l.config.Mark != 0 {
