@@ -19,7 +19,7 @@ func (h *Handle) Check(c Config) error {
 }
 
 func (h *Handle) check(c Config) error {
-	if err := c.validate(); err != nil {
+	if err := c.Validate(); err != nil {
 		return err
 	}
 	// The kernel refuses our IPv6 route while lo is down, but takes the IPv4 one, to drop what this host's programs send.

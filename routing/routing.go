@@ -44,11 +44,11 @@ const rulesPerFamily = 3
 // mainPreference is the preference of the rule that looks up the main table (ip-rule(8)).
 const mainPreference = 32766
 
-// validate names the first value that cannot work, and the flag that sets it.
-func (c Config) validate() error {
+// Validate names the first value that cannot work, and the flag that sets it. Apply calls it; [Text] trusts its Config.
+func (c Config) Validate() error {
 	switch {
 	case c.Table <= 0 || c.Table > 1<<32-1 || c.Table >= unix.RT_TABLE_COMPAT && c.Table <= unix.RT_TABLE_LOCAL:
-		return fmt.Errorf("routing table %d is none of our own: choose --table between 256 and 4294967295", c.Table)
+		return fmt.Errorf("routing table %d is none of our own: choose another number with --table, but none from 252 to 255", c.Table)
 	case c.Priority <= 0 || c.Priority+rulesPerFamily > mainPreference:
 		return fmt.Errorf("rule preference %d: choose --rule-priority between 1 and %d", c.Priority, mainPreference-rulesPerFamily)
 	case c.LAN == 0 || c.Local == 0 || c.LAN == c.Local || (c.LAN|c.Local)&^c.Mask != 0:

@@ -14,7 +14,7 @@ type Event struct {
 	// Restored is a rule or route that another program had removed and that is back, in iproute2 syntax.
 	Restored string
 	// Changed: addresses, interfaces, default routes or rules of others have changed (or may have: there are false
-	// alarms). What [Look] said is out of date, and [Handle.Verify] may come to another result.
+	// alarms). It is told once at the beginning, too. What [Look] said is out of date, and [Handle.Verify] may come to another result.
 	Changed bool
 	// Err is why something stays missing. It is tried again, and an error that stays the same is reported once.
 	Err error
@@ -42,9 +42,9 @@ func (h *Handle) Watch(ctx context.Context, report func(Event)) error {
 	defer socket.Close()
 	defer context.AfterFunc(ctx, socket.Close)()
 
-	var news notice
+	// Something may have gone since Apply, and something have changed since the caller's Look.
+	news, due := notice{changed: true}, time.Now()
 	var lastErr string
-	due := time.Now() // something may have gone since Apply
 	for ctx.Err() == nil {
 		if wait := time.Until(due); wait > 0 {
 			received, err := receive(socket, wait, h.config)

@@ -135,13 +135,16 @@ func TestWatchRestoresWhatWentBefore(t *testing.T) {
 	delRule(t, desired(testConfig)[1].rule)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	var got []string
+	// What has changed between the caller's look and the subscription is unknown.
+	var got []Event
 	err := h.Watch(ctx, func(e Event) {
-		got = append(got, e.Restored)
-		cancel()
+		if got = append(got, e); len(got) == 2 {
+			cancel()
+		}
 	})
-	if want := []string{desired(testConfig)[1].String()}; err != nil || !slices.Equal(got, want) {
-		t.Errorf("got %q, %v, want %q", got, err, want)
+	want := []Event{{Restored: desired(testConfig)[1].String()}, {Changed: true}}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %v, %v, want %v", got, err, want)
 	}
 }
 

@@ -2,11 +2,14 @@ package test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/test/lab"
 	"github.com/transproxy-tproxy/transproxy-tproxy/test/netns"
@@ -163,4 +166,62 @@ func TestAsymmetricRouting(t *testing.T) {
 	if flows := g.flows(); len(flows) > 0 {
 		t.Errorf("the gateway took %+v", flows)
 	}
+}
+
+// TestLostClientNetwork: when the client network's address goes, the uplink does not
+// become one.
+func TestLostClientNetwork(t *testing.T) {
+	w := newWorld(t)
+	must(t,
+		w.Neighbour.Route("203.0.113.0/24", lab.Uplink4.String()),
+		w.Neighbour.Route("2001:db8:3::/64", lab.Uplink6.String()))
+	g := w.gateway("--tcp-proxy-dports", "all")
+	must(t, w.Gateway.Do(func() error { return flushAddresses("lan0") }))
+	g.waitFor("the host's network has changed")
+	for _, origin := range both {
+		if got, err := banner(t, w.Neighbour, origin, 22); got != lab.Banner {
+			t.Errorf("the neighbour does not reach %s directly: %q, %v", origin, got, err)
+		}
+	}
+	if targets := w.proxy.Targets(); len(targets) > 0 {
+		t.Errorf("the proxy carried %q for the neighbour", targets)
+	}
+}
+
+// TestUnknownUplink: where the uplink cannot be told, one has to say what to capture.
+func TestUnknownUplink(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.Gateway.Do(func() error { return flushDefaultRoutes() }))
+	output, err := w.run(program("--upstream", "http://proxy.test:3128"))
+	if err == nil {
+		t.Fatal("it starts")
+	}
+	wantOneLine(t, output, "--interface")
+	// The way to a proxy that is given by address tells as well.
+	w.gateway()
+	if body, err := w.get("https://origin.test/"); err != nil {
+		t.Errorf("%q, %v", body, err)
+	}
+}
+
+func flushAddresses(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	addresses, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	for _, address := range addresses {
+		err = errors.Join(err, netlink.AddrDel(link, &address))
+	}
+	return err
+}
+
+func flushDefaultRoutes() error {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	for _, route := range routes {
+		if size, _ := route.Dst.Mask.Size(); size == 0 {
+			err = errors.Join(err, netlink.RouteDel(&route))
+		}
+	}
+	return err
 }

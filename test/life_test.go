@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -203,6 +204,10 @@ func TestMistakes(t *testing.T) {
 		{"listener", []string{"--tcp-proxy-listen", "0.0.0.0:3128"}, []string{"--tcp-proxy-listen", "0.0.0.0:3128", "loopback"}},
 		{"table", []string{"--upstream", "http://x", "--nft-table", "a b"}, []string{"--nft-table", "a b"}},
 		{"interface", []string{"--upstream", "http://x", "--interface", "an-interface-name-too-long"}, []string{"an-interface-name-too-long", "interface"}},
+		{"routing table", []string{"--upstream", "http://x", "--table", "254"}, []string{"--table", "254"}},
+		{"routing table of rules", []string{"rules", "--table", "254"}, []string{"--table", "254"}},
+		{"command behind flags", []string{"--upstream", "http://x", "rules"}, []string{"rules", "first"}},
+		{"source", []string{"--upstream", "http://x", "--upstream-source", "192.0.2.77"}, []string{"--upstream-source", "192.0.2.77"}},
 		{"value missing", []string{"--upstream"}, []string{"--upstream", "value"}},
 		{"access log", []string{"--upstream", "http://x", "--access-log", "/nowhere/log"}, []string{"--access-log", "/nowhere/log"}},
 	} {
@@ -320,6 +325,42 @@ func TestDisableIptables(t *testing.T) {
 	}
 	if body, err := w.get("http://origin.test/"); err != nil || !strings.HasPrefix(body, "direct ") {
 		t.Errorf("it captures: %q, %v", body, err)
+	}
+}
+
+// TestLogWithoutReader: the program outlives the readers of both logs, and counts on.
+func TestLogWithoutReader(t *testing.T) {
+	w := newWorld(t)
+	reader, writer, err := os.Pipe()
+	must(t, err)
+	reader.Close()
+	defer writer.Close()
+	command := program("--upstream", upstream())
+	command.Stdout = writer
+	g := start(t, w.Gateway, command)
+	g.waitFor(`"message":"ready"`)
+	for range 3 {
+		if _, err := w.get("https://origin.test/"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.waitFor("lines of the access log are lost")
+	g.stop()
+}
+
+// TestOneAccountIsRefusedOnce, though it stands in two variables.
+func TestOneAccountIsRefusedOnce(t *testing.T) {
+	w := newWorld(t)
+	w.proxy.SetPassword("changed")
+	command := program()
+	command.Env = append(command.Env, "https_proxy="+upstream(), "http_proxy="+upstream()+"/")
+	start(t, w.Gateway, command).waitFor(`"message":"ready"`)
+	w.wantRefusal(lab.Origin4, 22, time.Second)
+	if _, err := w.get("http://origin.test/"); err == nil {
+		t.Error("a refused credential is of use")
+	}
+	if n := w.proxy.Refused(); n != 1 {
+		t.Errorf("%d refusals and not one", n)
 	}
 }
 

@@ -73,7 +73,10 @@ func startGateway(t *testing.T, ns *netns.NS, arguments ...string) *gateway {
 func start(t *testing.T, ns *netns.NS, command *exec.Cmd) *gateway {
 	t.Helper()
 	g := &gateway{t: t, command: command, output: new(output), ended: make(chan struct{})}
-	g.command.Stdout, g.command.Stderr = g.output, g.output
+	g.command.Stderr = g.output
+	if g.command.Stdout == nil {
+		g.command.Stdout = g.output
+	}
 	started := make(chan error)
 	// The parent-death signal comes when the thread ends, not the process: the
 	// thread that starts the program waits for it.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strconv"
 	"strings"
 	"unsafe"
 )
@@ -29,10 +30,9 @@ func takeArguments(arguments []string) []string {
 // password finds the part between the colon and the last @ of a URL's user
 // information, with or without a scheme in front.
 func password(argument string) (start, end int, found bool) {
-	start = 0
 	if scheme := strings.Index(argument, "://"); scheme >= 0 {
 		start = scheme + len("://")
-	} else if equals := strings.IndexByte(argument, '='); equals >= 0 {
+	} else if equals := strings.IndexByte(argument, '='); equals >= 0 && strings.HasPrefix(argument, "-") {
 		start = equals + 1
 	}
 	end = strings.LastIndexByte(argument, '@')
@@ -44,4 +44,18 @@ func password(argument string) (start, end int, found bool) {
 		return 0, 0, false
 	}
 	return start + colon + 1, end, true
+}
+
+// redact takes the passwords of all arguments out of a text, as far as they were
+// quoted there. Any argument may be in a message about the command line, and a URL
+// may stand where none belongs.
+func redact(text string, arguments []string) string {
+	for _, argument := range arguments {
+		if start, end, found := password(argument); found && start < end {
+			quoted := strconv.Quote(argument[start:end])
+			text = strings.ReplaceAll(text, argument[start:end], "***")
+			text = strings.ReplaceAll(text, quoted[1:len(quoted)-1], "***")
+		}
+	}
+	return text
 }

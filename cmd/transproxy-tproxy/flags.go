@@ -24,6 +24,9 @@ func parseFlags(table []option, arguments []string) (*settings, error) {
 			}
 		}
 	}
+	if err := checkEnvironment(table); err != nil {
+		return nil, err
+	}
 	for _, o := range table {
 		if value, set := os.LookupEnv(o.environment()); set && value != "" {
 			if err := o.set(s, value); err != nil {
@@ -58,6 +61,8 @@ func parseFlags(table []option, arguments []string) (*settings, error) {
 		return nil, errHelp
 	case err != nil:
 		return nil, explainFlag(err, table)
+	case set.NArg() > 0 && slices.Contains(commandNames, set.Arg(0)):
+		return nil, fmt.Errorf("the command comes first: transproxy-tproxy %s [flags]", set.Arg(0))
 	case set.NArg() > 0:
 		return nil, fmt.Errorf("%q is not a flag: flags begin with --, see --help", set.Arg(0))
 	}
@@ -73,7 +78,7 @@ func explainFlag(err error, table []option) error {
 		for _, o := range table {
 			names = append(names, o.name)
 		}
-		return fmt.Errorf("--%s is not a flag: did you mean --%s? (--help lists all)", name, nearest(name, names))
+		return fmt.Errorf("--%s is not a flag%s (--help lists all)", name, suggest(name, "--", names))
 	}
 	if name, found := strings.CutPrefix(text, "flag needs an argument: -"); found {
 		return fmt.Errorf("--%s needs a value: --%s VALUE", name, name)
@@ -81,15 +86,35 @@ func explainFlag(err error, table []option) error {
 	return fmt.Errorf("%s: see --help", text)
 }
 
-// nearest returns the candidate with the smallest edit distance to word.
-func nearest(word string, candidates []string) string {
-	best, bestDistance := "", 1<<30
+// checkEnvironment refuses variables that look like ours and set nothing: a
+// misspelt one would be overlooked for good.
+func checkEnvironment(table []option) error {
+	names := make([]string, 0, len(table))
+	for _, o := range table {
+		names = append(names, o.environment())
+	}
+	for _, variable := range os.Environ() {
+		name, _, _ := strings.Cut(variable, "=")
+		if strings.HasPrefix(name, environmentPrefix) && !slices.Contains(names, name) {
+			return fmt.Errorf("$%s sets no flag%s (--help lists all)", name, suggest(name, "$", names))
+		}
+	}
+	return nil
+}
+
+// suggest returns a question with the candidate that word was probably meant to
+// be, or "" if none is near.
+func suggest(word, prefix string, candidates []string) string {
+	best, bestDistance := "", len(word)/3+2
 	for _, candidate := range candidates {
 		if distance := editDistance(word, candidate); distance < bestDistance {
 			best, bestDistance = candidate, distance
 		}
 	}
-	return best
+	if best == "" {
+		return ""
+	}
+	return ": did you mean " + prefix + best + "?"
 }
 
 // editDistance is the number of insertions, deletions and substitutions of bytes
@@ -123,6 +148,7 @@ Usage:
 Commands:
   run      capture and carry traffic until it is stopped (the default)
   demo     show it at work in private namespaces; needs no root and no network
+           (--shell then gives a shell on the client)
   rules    print the nftables rules and ip commands that run would install
   cleanup  remove what a killed instance left in the kernel
   version  print the version

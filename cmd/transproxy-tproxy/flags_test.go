@@ -19,7 +19,7 @@ var ancestor = []string{
 func TestFlagsOfTheAncestorAreKnown(t *testing.T) {
 	for _, name := range ancestor {
 		_, err := parseFlags(options(), []string{"-" + name, "x"})
-		if err != nil && strings.Contains(err.Error(), "did you mean") {
+		if err != nil && strings.Contains(err.Error(), "-"+name+" is not a flag") {
 			t.Errorf("-%s: %v", name, err)
 		}
 		if slices.Contains(unbuilt, name) && (err == nil || !strings.Contains(err.Error(), "not built")) {
@@ -72,6 +72,7 @@ func TestPasswordIsFound(t *testing.T) {
 		"-upstream=user:secret@proxy:3128":         "secret",
 		"user:secret@proxy":                        "secret",
 		"http://user:se@cr:et@proxy:3128":          "se@cr:et",
+		"user:pa=ss@proxy":                         "pa=ss",
 		"http://user@proxy:3128":                   "",
 		"http://proxy:3128":                        "",
 		"--loglevel":                               "",
@@ -84,14 +85,49 @@ func TestPasswordIsFound(t *testing.T) {
 	}
 }
 
-func TestNearest(t *testing.T) {
-	for word, want := range map[string]string{"upstraem": "upstream", "no-porxy": "no-proxy", "tcp-dports": "tcp-proxy-dports"} {
-		var names []string
-		for _, o := range options() {
-			names = append(names, o.name)
+func TestSuggestions(t *testing.T) {
+	var names []string
+	for _, o := range options() {
+		names = append(names, o.name)
+	}
+	for word, want := range map[string]string{
+		"upstraem":       ": did you mean --upstream?",
+		"no-porxy":       ": did you mean --no-proxy?",
+		"tcp-prxy-dport": ": did you mean --tcp-proxy-dports?",
+		"foo":            "",
+		"verbose":        "",
+	} {
+		if got := suggest(word, "--", names); got != want {
+			t.Errorf("%s: %q, want %q", word, got, want)
 		}
-		if got := nearest(word, names); got != want {
-			t.Errorf("%s: %s, want %s", word, got, want)
+	}
+	t.Setenv("TRANSPROXY_UPSTREM", "http://x")
+	if _, err := parseFlags(options(), nil); err == nil || !strings.Contains(err.Error(), "$TRANSPROXY_UPSTREAM") {
+		t.Errorf("a misspelt variable: %v", err)
+	}
+}
+
+// TestNoMessageHasAPassword: a URL may stand anywhere on a command line.
+func TestNoMessageHasAPassword(t *testing.T) {
+	for _, arguments := range [][]string{
+		{"http://u:s3cret@p"},
+		{"run", "--disable-iptables", "http://u:s3cret@p"},
+		{"---upstream=http://u:s3cret@p"},
+		{"demo", "http://u:s3cret@p"},
+		{"--no-proxy", "http://u:s3cret@p"},
+		{"--allow-clients", "http://u:s3cret@p"},
+		{"--interface", "http://u:s3cret@p", "--upstream", "http://x"},
+		{"--upstream", "ftp://u:s3cret@p"},
+		{"--upstream", "http://u:s3cret/@p"},
+		{"version", "http://u:s3cret@p"},
+	} {
+		err := dispatch(arguments)
+		if err == nil {
+			t.Errorf("%v: no error", arguments)
+			continue
+		}
+		if text := redact(err.Error(), arguments); strings.Contains(text, "s3cret") {
+			t.Errorf("%v: %s", arguments, text)
 		}
 	}
 }

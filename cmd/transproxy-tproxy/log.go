@@ -39,13 +39,25 @@ func newSink(format string, file *os.File, lost func(lines int)) *sink {
 	}
 	return &sink{
 		// The queue closes what it writes to, if it can: a standard stream stays open.
-		queue: diode.NewWriter(onlyWriter{out}, logQueue, 0, lost),
+		queue: diode.NewWriter(lossyWriter{out, lost}, logQueue, 0, lost),
 		file:  file,
 	}
 }
 
-// onlyWriter hides that something can be closed.
-type onlyWriter struct{ io.Writer }
+// lossyWriter counts the lines that cannot be written, as when the reader of a pipe
+// has gone or a disk is full, and hides that its writer can be closed.
+type lossyWriter struct {
+	io.Writer
+	lost func(lines int)
+}
+
+func (w lossyWriter) Write(line []byte) (int, error) {
+	n, err := w.Writer.Write(line)
+	if err != nil {
+		w.lost(1)
+	}
+	return n, err
+}
 
 func (s *sink) Write(line []byte) (int, error) { return s.queue.Write(line) }
 
@@ -84,7 +96,9 @@ type accessLog struct {
 }
 
 func openAccessLog(s *settings, log zerolog.Logger) (*accessLog, error) {
-	l := &accessLog{settings: s, log: log}
+	// Every line may be lost; a word about it now and then is enough.
+	seldom := log.Sample(&zerolog.BurstSampler{Burst: 1, Period: 10 * time.Second})
+	l := &accessLog{settings: s, log: seldom}
 	return l, l.reopen()
 }
 
@@ -104,8 +118,8 @@ func (l *accessLog) reopen() error {
 			return fmt.Errorf("--access-log: %w: name a file that can be written, - or off", err)
 		}
 	}
-	fresh := newSink(l.settings.logFormat, file, func(lines int) {
-		l.log.Warn().Int("lines", lines).Msg("the access log is read too slowly: lines are lost")
+	fresh := newSink(l.settings.logFormat, file, func(int) {
+		l.log.Warn().Msg("lines of the access log are lost: its reader is too slow or gone, or its disk full")
 	})
 	logger := zerolog.New(fresh).With().Timestamp().Logger()
 

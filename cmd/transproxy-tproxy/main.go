@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 )
 
@@ -27,7 +28,7 @@ func main() {
 		if status, silent := err.(exitStatus); silent {
 			os.Exit(int(status))
 		}
-		fmt.Fprintf(os.Stderr, "transproxy-tproxy: %v\n", err)
+		fmt.Fprintln(os.Stderr, "transproxy-tproxy:", redact(err.Error(), arguments))
 		var usage usageError
 		if errors.As(err, &usage) {
 			os.Exit(exitUsage)
@@ -35,6 +36,9 @@ func main() {
 		os.Exit(exitFailure)
 	}
 }
+
+// commandNames are the commands, for suggestions.
+var commandNames = []string{"run", "demo", "rules", "cleanup", "version", "help"}
 
 // usageError is a mistake in what the user wrote.
 type usageError struct{ error }
@@ -44,6 +48,15 @@ func dispatch(arguments []string) error {
 	command := "run"
 	if len(arguments) > 0 && !strings.HasPrefix(arguments[0], "-") {
 		command, arguments = arguments[0], arguments[1:]
+	}
+	if command == "run" && len(arguments) == 1 && slices.Contains([]string{"-v", "-version", "--version"}, arguments[0]) {
+		command, arguments = "version", nil
+	}
+	switch command {
+	case "help", "version":
+		if len(arguments) > 0 {
+			return usageError{fmt.Errorf("%s takes no arguments, and not %q", command, arguments[0])}
+		}
 	}
 	switch command {
 	case "help":
@@ -59,8 +72,7 @@ func dispatch(arguments []string) error {
 	commands := map[string]func(*settings) error{"run": run, "rules": rules, "cleanup": cleanUp}
 	action, known := commands[command]
 	if !known {
-		return usageError{fmt.Errorf("%q is not a command: did you mean %s? (--help lists all)", command,
-			nearest(command, []string{"run", "demo", "rules", "cleanup", "version", "help"}))}
+		return usageError{fmt.Errorf("%q is not a command%s (--help lists all)", command, suggest(command, "", commandNames))}
 	}
 	s, err := parseFlags(options(), arguments)
 	if errors.Is(err, errHelp) {

@@ -62,6 +62,57 @@ func lookFamilies() (families, error) {
 	return found, nil
 }
 
+// plan is what the settings mean on this host, as it is now.
+type plan struct {
+	capture   capture
+	clients   []netip.Prefix
+	netfilter netfilter.Config
+	routing   routing.Config
+}
+
+// newPlan works out a plan. It is made again whenever interfaces, addresses or
+// default routes change.
+func (s *settings) newPlan(f families, r roles, host routing.Host) plan {
+	p := plan{capture: r.capture(host), clients: s.clients}
+	if len(p.clients) == 0 {
+		p.clients = p.capture.networks
+	}
+	m := splitMask(s.mark)
+	p.routing = routing.Config{
+		Table: s.table, Priority: s.rulePriority, Protocol: routeProtocol,
+		Mask: m.mask, LAN: m.lan, Local: m.local,
+		IPv4: f.ipv4, IPv6: f.ipv6,
+	}
+	p.netfilter = netfilter.Config{
+		Table:      s.nftTable,
+		Mask:       m.mask,
+		LAN:        m.lan,
+		Exempt:     m.bypass,
+		Listen:     s.listen(f),
+		Interfaces: s.interfaces,
+		Uplinks:    p.capture.uplinks,
+		Clients:    p.clients,
+		// What neighbours say to one another is not ours to carry, even where a
+		// bridge shows it to the rules (bridge-nf-call-iptables).
+		Bypass:     slices.Concat(s.noProxy.Prefixes(), hosts(s.upstreamAddresses()), p.capture.networks),
+		Ports:      s.ports,
+		FailClosed: s.failClosed,
+	}
+	return p
+}
+
+// validate names the first value with which the kernel's part cannot work.
+func (p plan) validate() error {
+	err := p.routing.Validate()
+	if err == nil {
+		err = p.netfilter.Validate()
+	}
+	if err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
 // listen are the addresses of the transparent listeners.
 func (s *settings) listen(f families) []netip.AddrPort {
 	var addresses []netip.AddrPort
@@ -74,101 +125,34 @@ func (s *settings) listen(f families) []netip.AddrPort {
 	return addresses
 }
 
-// routing is what the settings ask of the package routing.
-func (s *settings) routing(f families) routing.Config {
-	m := splitMask(s.mark)
-	return routing.Config{
-		Table: s.table, Priority: s.rulePriority, Protocol: routeProtocol,
-		Mask: m.mask, LAN: m.lan, Local: m.local,
-		IPv4: f.ipv4, IPv6: f.ipv6,
-	}
-}
-
-// netfilter is what the settings ask of the package netfilter on this host. It
-// is worked out again whenever interfaces, addresses or default routes change.
-func (s *settings) netfilter(f families, host routing.Host) netfilter.Config {
-	m, capture := splitMask(s.mark), s.capture(host)
-	config := netfilter.Config{
-		Table:      s.nftTable,
-		Mask:       m.mask,
-		LAN:        m.lan,
-		Exempt:     m.bypass,
-		Listen:     s.listen(f),
-		Interfaces: s.interfaces,
-		Clients:    s.clients,
-		Bypass:     slices.Concat(s.noProxy.Prefixes(), s.upstreamPrefixes(), capture.networks),
-		Ports:      s.ports,
-		FailClosed: s.failClosed,
-	}
-	if len(s.interfaces) == 0 {
-		config.Uplinks = capture.uplinks
-	}
-	if len(s.clients) == 0 {
-		config.Clients = capture.networks
-	}
-	return config
-}
-
-// capture is what the settings mean for the interfaces that there are now.
-type capture struct {
-	interfaces []string       // the capturing ones
-	networks   []netip.Prefix // connected to them
-	uplinks    []string       // excluded; none on a one-armed gateway, whose only card is both
-}
-
-// capture works out which interfaces capture. Without --interface these are all but
-// the uplinks: a stranger on the uplink must not be lent the proxy's credentials.
-// The uplinks are the interfaces of the default routes; a host without one has the
-// interface that leads to the proxy.
-func (s *settings) capture(host routing.Host) capture {
-	var found capture
-	if found.uplinks = host.Uplinks; len(found.uplinks) == 0 {
-		for _, prefix := range s.upstreamPrefixes() {
-			if name, err := routing.InterfaceTo(prefix.Addr()); err == nil {
-				found.uplinks = append(found.uplinks, name)
-			}
-		}
-	}
-	wanted := func(name string) bool {
-		if len(s.interfaces) > 0 {
-			return slices.Contains(s.interfaces, name)
-		}
-		return !slices.Contains(found.uplinks, name)
-	}
-	found.add(host, wanted)
-	if len(s.interfaces) == 0 && len(found.networks) == 0 {
-		found = capture{}
-		found.add(host, func(string) bool { return true })
-	}
-	return found
-}
-
-func (c *capture) add(host routing.Host, wanted func(name string) bool) {
-	for _, link := range host.Interfaces {
-		if !link.Loopback && wanted(link.Name) {
-			c.interfaces = append(c.interfaces, link.Name)
-			c.networks = append(c.networks, link.Prefixes...)
-		}
-	}
-}
-
 // upstreams are the proxies in use, each once.
 func (s *settings) upstreams() []*upstream.Proxy {
-	if s.httpUpstream == nil {
-		return []*upstream.Proxy{s.upstream}
+	var all []*upstream.Proxy
+	for _, proxy := range []*upstream.Proxy{s.upstream, s.httpUpstream} {
+		if proxy != nil {
+			all = append(all, proxy)
+		}
 	}
-	return []*upstream.Proxy{s.upstream, s.httpUpstream}
+	return all
 }
 
-// upstreamPrefixes are the upstreams that were given by address: a client that
+// upstreamAddresses are the upstreams that were given by address. A client that
 // does have proxy settings reaches them as before.
-func (s *settings) upstreamPrefixes() []netip.Prefix {
-	var prefixes []netip.Prefix
+func (s *settings) upstreamAddresses() []netip.Addr {
+	var addresses []netip.Addr
 	for _, proxy := range s.upstreams() {
 		if address, err := netip.ParseAddr(proxy.Host()); err == nil {
-			address = address.Unmap().WithZone("")
-			prefixes = append(prefixes, netip.PrefixFrom(address, address.BitLen()))
+			addresses = append(addresses, address.Unmap().WithZone(""))
 		}
+	}
+	return addresses
+}
+
+// hosts are the prefixes of single addresses.
+func hosts(addresses []netip.Addr) []netip.Prefix {
+	var prefixes []netip.Prefix
+	for _, address := range addresses {
+		prefixes = append(prefixes, netip.PrefixFrom(address, address.BitLen()))
 	}
 	return prefixes
 }

@@ -65,8 +65,11 @@ type option struct {
 
 // environment is the variable that sets the option when the command line does not.
 func (o option) environment() string {
-	return "TRANSPROXY_" + strings.ToUpper(strings.ReplaceAll(o.name, "-", "_"))
+	return environmentPrefix + strings.ToUpper(strings.ReplaceAll(o.name, "-", "_"))
 }
+
+// environmentPrefix begins the names of all variables that set a flag.
+const environmentPrefix = "TRANSPROXY_"
 
 // Groups of the help, in its order.
 const (
@@ -267,6 +270,10 @@ func setMask(s *settings, value string) error {
 }
 
 func setLevel(s *settings, value string) error {
+	if value == "fatal" || value == "panic" {
+		s.notes = append(s.notes, "--loglevel "+value+" is taken for error")
+		value = "error"
+	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, strings.ToLower(value)) {
 		return fmt.Errorf("%q: use debug, info, warn or error", value)
 	}
@@ -341,25 +348,22 @@ func firstSet(names ...string) (value, name string) {
 	return "", ""
 }
 
-// resolveUpstream fills what the flags left open from the variables that other
-// programs read as well. The order for https is the ancestor's; lower case goes
-// first, as in curl.
-func (s *settings) resolveUpstream() error {
+// resolve fills what the flags left open from the variables that other programs
+// read as well. The order for https is the ancestor's; lower case goes first, as in
+// curl. Without any upstream there is no error.
+func (s *settings) resolve() error {
 	if s.upstream == nil {
 		var err error
 		forHTTPS := []string{"https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"}
 		forHTTP := []string{"http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"}
-		value, name := firstSet(forHTTPS...)
-		if value == "" {
-			return fmt.Errorf("no upstream proxy: give --upstream http://host:port, or set https_proxy")
+		if s.upstream, err = upstreamOf(forHTTPS); err != nil {
+			return err
 		}
-		if s.upstream, err = upstream.Parse(value); err != nil {
-			return fmt.Errorf("$%s: %w", name, err)
+		if s.httpUpstream, err = upstreamOf(forHTTP); err != nil {
+			return err
 		}
-		if other, name := firstSet(forHTTP...); other != value {
-			if s.httpUpstream, err = upstream.Parse(other); err != nil {
-				return fmt.Errorf("$%s: %w", name, err)
-			}
+		if s.httpUpstream.Join(s.upstream) {
+			s.httpUpstream = nil
 		}
 	}
 	if s.noProxy == nil {
@@ -371,4 +375,17 @@ func (s *settings) resolveUpstream() error {
 		s.noProxy = list
 	}
 	return nil
+}
+
+// upstreamOf is the proxy that the first of these variables names; nil for none.
+func upstreamOf(variables []string) (*upstream.Proxy, error) {
+	value, name := firstSet(variables...)
+	if value == "" {
+		return nil, nil
+	}
+	proxy, err := upstream.Parse(value)
+	if err != nil {
+		return nil, fmt.Errorf("$%s: %w", name, err)
+	}
+	return proxy, nil
 }

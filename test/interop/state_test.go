@@ -177,3 +177,31 @@ func normal(ruleset string) string {
 	}
 	return text.String()
 }
+
+// TestByHand: with --disable-iptables an administrator installs what is printed.
+func TestByHand(t *testing.T) {
+	w := newWorld(t)
+	w.gateway("-disable-iptables")
+	fetch := func() string {
+		output, _ := run(t, w.Client, "curl", "-sSk", "--max-time", "5", "--resolve", "origin.test:443:"+lab.Origin4.String(), "https://origin.test/")
+		return output
+	}
+	if output := fetch(); strings.HasPrefix(output, "origin ") {
+		t.Errorf("it is captured before anything is installed: %q", output)
+	}
+	text, err := run(t, w.Gateway, w.program, "rules", "--upstream", upstream())
+	must(t, err)
+	for line := range strings.Lines(text) {
+		if words := strings.Fields(strings.TrimPrefix(line, "# ")); len(words) > 1 && words[0] == "ip" && strings.HasPrefix(line, "# ip ") {
+			if output, err := run(t, w.Gateway, words[0], words[1:]...); err != nil {
+				t.Fatalf("%v: %v: %s", words, err, output)
+			}
+		}
+	}
+	load := exec.Command("nft", "-f", "-")
+	load.Stdin = strings.NewReader(text)
+	must(t, w.Gateway.Do(load.Run))
+	if output := fetch(); !strings.HasPrefix(output, "origin ") {
+		t.Errorf("with the printed rules: %q", output)
+	}
+}

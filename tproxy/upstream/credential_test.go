@@ -415,3 +415,40 @@ func TestStandingIsTheLeaseOfAnAcceptedCredential(t *testing.T) {
 		t.Errorf("suspended: %v, %t", lease, ok)
 	}
 }
+
+// TestJoin: one account is one credential, at however many proxies.
+func TestJoin(t *testing.T) {
+	parse := func(url string) *upstream.Proxy {
+		proxy, err := upstream.Parse(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return proxy
+	}
+	for _, test := range []struct {
+		a, b   string
+		same   bool
+		shared bool // what one is refused, the other is
+	}{
+		{"http://u:p@h:3128", "http://u:p@h:3128/", true, true},
+		{"http://u:p@h", "u:p@h:3128", true, true},
+		{"http://u:p@h:3128", "http://u:p@other:3128", false, true},
+		{"http://u:p@h:3128", "http://u:q@h:3128", false, false},
+		{"http://u:p@h:3128", "http://h:3128", false, false},
+		{"http://h:3128", "http://h:3128", true, false},
+	} {
+		a, b := parse(test.a), parse(test.b)
+		if same := a.Join(b); same != test.same {
+			t.Errorf("%s, %s: same %t", test.a, test.b, same)
+		}
+		lease, _, _ := try(b)
+		lease.Settle(&upstream.RefusedError{Status: 407})
+		if _, _, err := try(a); errors.Is(err, upstream.ErrCredentialRefused) != test.shared {
+			t.Errorf("%s, %s: after a refusal of the second, the first: %v", test.a, test.b, err)
+		}
+	}
+	var none *upstream.Proxy
+	if !none.Join(nil) || none.Join(parse("http://h:3128")) || parse("http://h:3128").Join(nil) {
+		t.Error("no proxy is the same as no proxy only")
+	}
+}

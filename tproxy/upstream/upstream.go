@@ -68,6 +68,20 @@ func (p *Proxy) Port() uint16 { return p.port }
 // String returns the proxy's URL without user name and password, fit for logs.
 func (p *Proxy) String() string { return p.url }
 
+// Join reports whether p is the same proxy with the same credential as other. If
+// only the credential is the same it is one account all the same, which both must
+// not try at once: p takes over the other's, with what is known of it. It is for
+// the time before the first use; either may be nil.
+func (p *Proxy) Join(other *Proxy) (same bool) {
+	if p == nil || other == nil {
+		return p == other
+	}
+	if p.credential != nil && other.credential != nil && p.credential.authorization == other.credential.authorization {
+		p.credential = other.credential
+	}
+	return p.host == other.host && p.port == other.port && p.credential == other.credential
+}
+
 // Handshake returns the negotiation of a tunnel to t. It sends the credential, so
 // that it must run under a lease of this proxy if there is one. The error says
 // that t cannot be asked for: no byte of a hostile name gets into a request.

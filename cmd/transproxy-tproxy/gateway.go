@@ -1,0 +1,293 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"reflect"
+	"slices"
+	"sync/atomic"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/netfilter"
+	"github.com/transproxy-tproxy/transproxy-tproxy/routing"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy"
+)
+
+// gateway is one run of the program: the parts and what they share.
+type gateway struct {
+	settings *settings
+	families families
+	roles    roles
+	capacity capacity
+	log      zerolog.Logger
+	access   *accessLog
+	local    atomic.Pointer[map[netip.Addr]struct{}] // the gateway's own addresses
+
+	netfilter *netfilter.Handle // nil with --disable-iptables
+	routing   *routing.Handle
+	applied   netfilter.Config // as the kernel has it
+}
+
+// open takes the lock; no traffic is touched yet.
+func (g *gateway) open() (err error) {
+	if g.settings.install {
+		if g.netfilter, err = netfilter.Open(g.settings.nftTable); err != nil {
+			return err
+		}
+		if !g.netfilter.Owned() {
+			g.log.Warn().Msg("this kernel has no owner flag for nftables tables (it came with 5.12): if this program is killed, run `transproxy-tproxy cleanup`")
+		}
+	}
+	if g.routing, err = routing.Open(); err != nil {
+		return errors.Join(err, g.close())
+	}
+	return nil
+}
+
+// install changes the kernel: what receives captured packets first, what captures
+// them last. With --disable-iptables it prints what to install instead.
+func (g *gateway) install(p plan) error {
+	if g.netfilter == nil {
+		_, err := os.Stderr.WriteString(p.text())
+		return err
+	}
+	if err := g.routing.Apply(p.routing); err != nil {
+		return err
+	}
+	g.applied = p.netfilter
+	return g.netfilter.Apply(p.netfilter)
+}
+
+// close undoes open and install.
+func (g *gateway) close() (err error) {
+	if g.netfilter != nil {
+		err = g.netfilter.Close()
+	}
+	if g.routing != nil {
+		err = errors.Join(err, g.routing.Close())
+	}
+	return err
+}
+
+// serve runs all parts until a signal or the failure of one, then stops them in
+// the order that loses nothing: no new flow is captured, the running ones drain.
+func (g *gateway) serve(server *tproxy.Server, signals <-chan os.Signal) (failure error) {
+	serving := start(server.Serve)
+	watching := []*part{start(g.watchRouting)}
+	if g.netfilter != nil {
+		watching = append(watching, start(g.netfilter.Watch))
+	}
+	g.wait(signals, append(watching, serving))
+
+	// From here on the kernel's default applies: a second signal ends the program.
+	signal.Reset(unix.SIGINT, unix.SIGTERM, unix.SIGQUIT)
+	// Those that watch end first, lest they put back what is taken away now.
+	for _, watcher := range watching {
+		failure = errors.Join(failure, watcher.end())
+	}
+	if g.netfilter != nil {
+		failure = errors.Join(failure, g.netfilter.Drain())
+	}
+	failure = errors.Join(failure, serving.end())
+	stats := server.Stats()
+	g.log.Info().
+		Int64("flows", stats.Accepted).
+		Int64("refused", stats.Refused).
+		Int64("accept_errors", stats.AcceptErrors).
+		Int64("ports_exhausted", stats.PortsExhausted).
+		Int64("spliced_bytes", stats.Spliced).
+		Msg("stopped")
+	return failure
+}
+
+// wait returns at a signal to stop, or when a part has ended by itself.
+func (g *gateway) wait(signals <-chan os.Signal, parts []*part) {
+	ended := make(chan struct{}, len(parts))
+	for _, p := range parts {
+		go func() {
+			<-p.ended
+			ended <- struct{}{}
+		}()
+	}
+	for {
+		select {
+		case <-ended:
+			return
+		case signal := <-signals:
+			if signal != unix.SIGHUP {
+				g.log.Info().Stringer("signal", signal).Msg("stopping")
+				return
+			}
+			g.reload()
+		}
+	}
+}
+
+// part is something that runs until it is ended or fails.
+type part struct {
+	stop  context.CancelFunc
+	ended chan struct{}
+	err   error // to be read once ended is closed
+}
+
+func start(run func(context.Context) error) *part {
+	ctx, stop := context.WithCancel(context.Background())
+	p := &part{stop: stop, ended: make(chan struct{})}
+	go func() {
+		defer close(p.ended)
+		p.err = run(ctx)
+	}()
+	return p
+}
+
+// end stops the part and returns its error.
+func (p *part) end() error {
+	p.stop()
+	<-p.ended
+	return p.err
+}
+
+// reload is what SIGHUP asks for.
+func (g *gateway) reload() {
+	for _, proxy := range g.settings.upstreams() {
+		proxy.Reset()
+	}
+	if err := g.access.reopen(); err != nil {
+		g.log.Error().Err(err).Msg("reloaded: a refused credential is tried again; the access log stays as it was")
+		return
+	}
+	g.log.Info().Msg("reloaded: a refused credential is tried again, the access log is reopened")
+}
+
+// watchRouting repairs rules and routes and follows the host's network.
+func (g *gateway) watchRouting(ctx context.Context) error {
+	return g.routing.Watch(ctx, func(event routing.Event) {
+		switch {
+		case event.Err != nil:
+			g.log.Error().Err(event.Err).Msg("captured flows may not be delivered")
+		case event.Restored != "":
+			g.log.Warn().Str("restored", event.Restored).Msg("another program had removed it")
+		case event.Changed:
+			g.follow()
+		}
+	})
+}
+
+// follow fits the capture rules to what the host's network has become.
+func (g *gateway) follow() {
+	host, err := routing.Look()
+	if err != nil {
+		g.log.Error().Err(err).Msg("the capture rules stay as they were")
+		return
+	}
+	g.setLocal(host)
+	if g.netfilter == nil {
+		return
+	}
+	p := g.settings.newPlan(g.families, g.roles, host)
+	// Links and routes change a lot on a host with containers, mostly without
+	// meaning for the rules.
+	if !reflect.DeepEqual(p.netfilter, g.applied) {
+		if err := g.netfilter.Apply(p.netfilter); err != nil {
+			g.log.Error().Err(err).Msg("the capture rules stay as they were")
+			return
+		}
+		g.applied = p.netfilter
+		g.log.Info().Strs("interfaces", p.capture.interfaces).Stringers("clients", stringers(p.clients)).Msg("the host's network has changed")
+	}
+	g.verify(p)
+}
+
+// verify says so when marked packets would not be delivered.
+func (g *gateway) verify(p plan) {
+	if err := g.routing.Verify(p.capture.interfaces...); err != nil {
+		g.log.Error().Err(err).Msg("captured flows are not delivered")
+	}
+}
+
+func (g *gateway) setLocal(host routing.Host) {
+	local := make(map[netip.Addr]struct{})
+	for _, link := range host.Interfaces {
+		for _, address := range link.Addrs {
+			local[address] = struct{}{}
+		}
+	}
+	g.local.Store(&local)
+}
+
+// owns reports whether an address is the gateway's own.
+func (g *gateway) owns(address netip.Addr) bool {
+	_, own := (*g.local.Load())[address]
+	return own
+}
+
+// tproxy is what the settings ask of the package tproxy.
+func (g *gateway) tproxy() tproxy.Config {
+	s := g.settings
+	return tproxy.Config{
+		Listen:           s.listen(g.families),
+		Mark:             splitMask(s.mark).bypass,
+		Sources:          s.sources,
+		MaxFlows:         s.maxConns,
+		MaxPipes:         g.capacity.pipes,
+		PeekTimeout:      s.peekTimeout,
+		ConnectTimeout:   s.connectTimeout,
+		HandshakeTimeout: s.replyTimeout,
+		IdleTimeout:      s.idleTimeout,
+		HalfCloseTimeout: s.halfClose,
+		DrainTimeout:     s.drainTimeout,
+		Access:           g.access.write,
+		Log:              g.log,
+	}
+}
+
+func (g *gateway) policy() tproxy.Policy {
+	return tproxy.Policy{
+		Bypass:   g.settings.noProxy,
+		Upstream: g.settings.upstream,
+		HTTP:     g.settings.httpUpstream,
+		Local:    g.owns,
+	}
+}
+
+// announce says what runs and what to check when a client is not captured.
+func (g *gateway) announce(p plan) {
+	s := g.settings
+	for _, name := range s.interfaces {
+		if !slices.Contains(p.capture.interfaces, name) {
+			g.log.Warn().Str("interface", name).Msg("there is no such interface yet")
+		}
+	}
+	if len(p.clients) == 0 {
+		g.log.Warn().Msg("no client network yet: nothing is captured until a capturing interface has an address")
+	}
+	if len(p.capture.uplinks) > 0 {
+		g.log.Info().Strs("uplinks", p.capture.uplinks).Msg("what comes in there is not captured; if clients are there, name it with --interface")
+	}
+	if g.netfilter != nil {
+		g.verify(p)
+	}
+	g.log.Info().
+		Str("version", version).
+		Stringer("upstream", s.upstream).
+		Strs("interfaces", p.capture.interfaces).
+		Stringers("clients", stringers(p.clients)).
+		Stringer("no_proxy", s.noProxy).
+		Int("max_conns", s.maxConns).
+		Bool("ipv6", g.families.ipv6).
+		Msg("ready")
+}
+
+func stringers(prefixes []netip.Prefix) []fmt.Stringer {
+	all := make([]fmt.Stringer, 0, len(prefixes))
+	for _, prefix := range prefixes {
+		all = append(all, prefix)
+	}
+	return all
+}
