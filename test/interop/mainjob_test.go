@@ -32,17 +32,13 @@ func TestMainJob(t *testing.T) {
 			if want := fmt.Sprintf("origin %s://%s/path\n", scheme, name); err != nil || output != want {
 				t.Errorf("curl %s://%s: %v: %q", scheme, name, err, output)
 			}
-			if want := "CONNECT " + name + ":" + port; !strings.Contains(w.squid.log(t), want) {
-				t.Errorf("squid's log has no %q", want)
-			}
+			w.squid.wantLog(t, "CONNECT "+name+":"+port)
 		}
 		output, _ := run(t, w.Client, "ssh", "-v", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "StrictHostKeyChecking=no", address.String())
 		if !strings.Contains(output, "remote software version lab") {
 			t.Errorf("ssh %s: %s", address, output)
 		}
-		if want := "CONNECT " + literal + ":22"; !strings.Contains(w.squid.log(t), want) {
-			t.Errorf("squid's log has no %q", want)
-		}
+		w.squid.wantLog(t, "CONNECT "+literal+":22")
 	}
 	if log := w.squid.log(t); strings.Contains(log, "/407") {
 		t.Errorf("squid refused the password:\n%s", log)

@@ -95,3 +95,11 @@ func (s *squid) log(t *testing.T) string {
 	must(t, err)
 	return string(log)
 }
+
+// wantLog wants a text in the access log, to which squid adds a tunnel at its end.
+func (s *squid) wantLog(t *testing.T, text string) {
+	t.Helper()
+	if !within(func() bool { return strings.Contains(s.log(t), text) }) {
+		t.Errorf("squid's log has no %q", text)
+	}
+}
