@@ -64,7 +64,9 @@ func TestBlackHoledUpstreamIsBounded(t *testing.T) {
 
 func TestSilentUpstreamIsBounded(t *testing.T) {
 	w := newWorld(t)
-	w.proxy.Answer = func(string) (string, bool) { return "", true }
+	w.proxy.Change(func() {
+		w.proxy.Answer = func(string) (string, bool) { return "", true }
+	})
 	w.gateway("--reply-timeout", "500ms")
 	w.wantRefusal(lab.Origin4, 22, 2*time.Second)
 }
@@ -73,7 +75,7 @@ func TestSilentUpstreamIsBounded(t *testing.T) {
 // sent until SIGHUP.
 func TestWrongPassword(t *testing.T) {
 	w := newWorld(t)
-	w.proxy.SetPassword("changed")
+	w.proxy.Change(func() { w.proxy.Password = "changed" })
 	g := w.gateway()
 	var clients sync.WaitGroup
 	for range 20 {
@@ -91,7 +93,7 @@ func TestWrongPassword(t *testing.T) {
 		t.Errorf("the log does not say 407 and what to do")
 	}
 
-	w.proxy.SetPassword(password)
+	w.proxy.Change(func() { w.proxy.Password = password })
 	must(t, g.command.Process.Signal(syscall.SIGHUP))
 	g.waitFor("reloaded")
 	if got, err := banner(t, w.Client, lab.Origin4, 22); got != lab.Banner {
@@ -105,7 +107,7 @@ func TestWrongPassword(t *testing.T) {
 // TestRefusalsAreNamed: what the proxy says no with is in the access log.
 func TestRefusalsAreNamed(t *testing.T) {
 	w := newWorld(t)
-	w.proxy.Ports = []int{443}
+	w.proxy.Change(func() { w.proxy.Ports = []int{443} })
 	g := w.gateway()
 	w.wantRefusal(lab.Origin4, 22, time.Second)
 	if f := g.waitFlows(1)[0]; !strings.Contains(f.End, "403") {
@@ -116,7 +118,7 @@ func TestRefusalsAreNamed(t *testing.T) {
 // TestEarlyBytes: what comes in the same segment as the 200 belongs to the client.
 func TestEarlyBytes(t *testing.T) {
 	w := newWorld(t)
-	w.proxy.Early = "early "
+	w.proxy.Change(func() { w.proxy.Early = "early " })
 	w.gateway()
 	if got, err := banner(t, w.Client, lab.Origin4, 22); got != ("early " + lab.Banner)[:len(lab.Banner)] {
 		t.Errorf("%q, %v", got, err)

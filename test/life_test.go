@@ -351,7 +351,7 @@ func TestLogWithoutReader(t *testing.T) {
 // TestOneAccountIsRefusedOnce, though it stands in two variables.
 func TestOneAccountIsRefusedOnce(t *testing.T) {
 	w := newWorld(t)
-	w.proxy.SetPassword("changed")
+	w.proxy.Change(func() { w.proxy.Password = "changed" })
 	command := program()
 	command.Env = append(command.Env, "https_proxy="+upstream(), "http_proxy="+upstream()+"/")
 	start(t, w.Gateway, command).waitFor(`"message":"ready"`)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -8,15 +9,14 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"github.com/rs/zerolog/diode"
 	"golang.org/x/term"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy"
 )
 
 const (
-	// logQueue is how many lines may wait for a slow reader of a log; older ones
-	// are given up for newer ones. At 10,000 flows a second it is half a second.
+	// logQueue is how many lines may wait for a slow reader of a log; more are given
+	// up. At 10,000 flows a second it is half a second.
 	logQueue = 4096
 	// logClose bounds the wait for what is still queued when a log is closed.
 	logClose = time.Second
@@ -25,52 +25,67 @@ const (
 // sink is where the lines of a log go. It never makes the program wait: flows are
 // carried on event loops, which a reader that has stopped reading must not hold up.
 type sink struct {
-	queue diode.Writer
+	out   io.Writer
 	file  *os.File
+	lost  func() // told of every line that is given up
+	lines chan []byte
+	quit  chan struct{} // closed by close
+	ended chan struct{} // closed when nothing is written any more
 }
 
-// newSink makes a sink of a file: for people on a terminal, JSON else. lost is
-// told how many lines were given up.
-func newSink(format string, file *os.File, lost func(lines int)) *sink {
-	var out io.Writer = file
+// newSink makes a sink of a file: for people on a terminal, JSON else.
+func newSink(format string, file *os.File, lost func()) *sink {
+	s := &sink{
+		out: file, file: file, lost: lost,
+		lines: make(chan []byte, logQueue), quit: make(chan struct{}), ended: make(chan struct{}),
+	}
 	terminal := term.IsTerminal(int(file.Fd()))
 	if format == "console" || format == "auto" && terminal {
-		out = zerolog.ConsoleWriter{Out: file, NoColor: !terminal || os.Getenv("NO_COLOR") != "", TimeFormat: time.RFC3339}
+		s.out = zerolog.ConsoleWriter{Out: file, NoColor: !terminal || os.Getenv("NO_COLOR") != "", TimeFormat: time.RFC3339}
 	}
-	return &sink{
-		// The queue closes what it writes to, if it can: a standard stream stays open.
-		queue: diode.NewWriter(lossyWriter{out, lost}, logQueue, 0, lost),
-		file:  file,
+	go s.run()
+	return s
+}
+
+// Write queues a line; zerolog uses the bytes again.
+func (s *sink) Write(line []byte) (int, error) {
+	select {
+	case s.lines <- bytes.Clone(line):
+	default:
+		s.lost()
+	}
+	return len(line), nil
+}
+
+// run writes what is queued.
+func (s *sink) run() {
+	defer close(s.ended)
+	for {
+		select {
+		case line := <-s.lines:
+			s.put(line)
+		case <-s.quit:
+			for len(s.lines) > 0 {
+				s.put(<-s.lines)
+			}
+			return
+		}
 	}
 }
 
-// lossyWriter counts the lines that cannot be written, as when the reader of a pipe
-// has gone or a disk is full, and hides that its writer can be closed.
-type lossyWriter struct {
-	io.Writer
-	lost func(lines int)
-}
-
-func (w lossyWriter) Write(line []byte) (int, error) {
-	n, err := w.Writer.Write(line)
-	if err != nil {
-		w.lost(1)
+// put writes a line. It fails when the reader of a pipe has gone or a disk is full.
+func (s *sink) put(line []byte) {
+	if _, err := s.out.Write(line); err != nil {
+		s.lost()
 	}
-	return n, err
 }
-
-func (s *sink) Write(line []byte) (int, error) { return s.queue.Write(line) }
 
 // close writes what is queued, as far as that is possible soon, and closes the
-// file unless it is a standard stream.
+// file unless it is a standard stream. Lines that come later are ignored.
 func (s *sink) close() {
-	done := make(chan struct{})
-	go func() {
-		s.queue.Close()
-		close(done)
-	}()
+	close(s.quit)
 	select {
-	case <-done:
+	case <-s.ended:
 	case <-time.After(logClose):
 	}
 	if s.file != os.Stdout && s.file != os.Stderr {
@@ -80,7 +95,7 @@ func (s *sink) close() {
 
 // newLogger makes the program's log on standard error. The caller closes the sink.
 func newLogger(s *settings) (zerolog.Logger, *sink) {
-	out := newSink(s.logFormat, os.Stderr, func(int) {}) // where would one say so?
+	out := newSink(s.logFormat, os.Stderr, func() {}) // where would one say so?
 	return zerolog.New(out).Level(s.level).With().Timestamp().Logger(), out
 }
 
@@ -118,7 +133,7 @@ func (l *accessLog) reopen() error {
 			return fmt.Errorf("--access-log: %w: name a file that can be written, - or off", err)
 		}
 	}
-	fresh := newSink(l.settings.logFormat, file, func(int) {
+	fresh := newSink(l.settings.logFormat, file, func() {
 		l.log.Warn().Msg("lines of the access log are lost: its reader is too slow or gone, or its disk full")
 	})
 	logger := zerolog.New(fresh).With().Timestamp().Logger()

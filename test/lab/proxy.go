@@ -16,8 +16,8 @@ import (
 )
 
 // ConnectProxy is a stand-in company proxy: HTTP CONNECT, with a password if one
-// is set. It records what it saw. Set the fields before Start; whoever starts it
-// closes it.
+// is set. It records what it saw. Set the fields before Start, or within Change;
+// whoever starts it closes it.
 type ConnectProxy struct {
 	User, Password string                // no authentication when User is empty
 	Hosts          map[string]netip.Addr // the names that it can resolve
@@ -66,11 +66,11 @@ func (p *ConnectProxy) Demanded() int {
 	return p.demanded
 }
 
-// SetPassword changes the password that is demanded from now on.
-func (p *ConnectProxy) SetPassword(password string) {
+// Change calls change, which may set the fields, while no request looks at them.
+func (p *ConnectProxy) Change(change func()) {
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
-	p.Password = password
+	change()
 }
 
 func (p *ConnectProxy) serve(ns *netns.NS, client *net.TCPConn) {
@@ -87,8 +87,11 @@ func (p *ConnectProxy) serve(ns *netns.NS, client *net.TCPConn) {
 		fmt.Fprint(client, "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n")
 		return
 	}
-	if p.Answer != nil {
-		raw, silent := p.Answer(request.Host)
+	p.mutex.Lock()
+	answer, early, ports := p.Answer, p.Early, p.Ports
+	p.mutex.Unlock()
+	if answer != nil {
+		raw, silent := answer(request.Host)
 		if silent {
 			io.Copy(io.Discard, client)
 			return
@@ -98,7 +101,7 @@ func (p *ConnectProxy) serve(ns *netns.NS, client *net.TCPConn) {
 			return
 		}
 	}
-	origin, status := p.dial(ns, request.Host)
+	origin, status := p.dial(ns, request.Host, ports)
 	if origin == nil {
 		fmt.Fprintf(client, "HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n", status)
 		return
@@ -107,7 +110,7 @@ func (p *ConnectProxy) serve(ns *netns.NS, client *net.TCPConn) {
 	p.mutex.Lock()
 	p.targets = append(p.targets, request.Host)
 	p.mutex.Unlock()
-	if _, err := io.WriteString(client, "HTTP/1.1 200 Connection established\r\n\r\n"+p.Early); err != nil {
+	if _, err := io.WriteString(client, "HTTP/1.1 200 Connection established\r\n\r\n"+early); err != nil {
 		return
 	}
 	tunnel(client, reader, origin)
@@ -133,13 +136,13 @@ func (p *ConnectProxy) authorised(request *http.Request) bool {
 }
 
 // dial opens the way to a target, or says with which status it is refused.
-func (p *ConnectProxy) dial(ns *netns.NS, target string) (origin *net.TCPConn, status string) {
+func (p *ConnectProxy) dial(ns *netns.NS, target string, ports []int) (origin *net.TCPConn, status string) {
 	host, portText, err := net.SplitHostPort(target)
 	if err != nil {
 		return nil, "400 Bad Request"
 	}
 	port, err := net.LookupPort("tcp", portText)
-	if err != nil || len(p.Ports) > 0 && !slices.Contains(p.Ports, port) {
+	if err != nil || len(ports) > 0 && !slices.Contains(ports, port) {
 		return nil, "403 Forbidden"
 	}
 	address, err := netip.ParseAddr(host)
