@@ -8,7 +8,7 @@ FUZZTIME ?= 60s
 # One static binary; the race detector alone needs cgo.
 export CGO_ENABLED = 0
 
-.PHONY: build demo test test-race test-interop check fuzz clean
+.PHONY: build demo test test-race test-interop bench check fuzz clean
 
 build:
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BINARY) ./cmd/transproxy-tproxy
@@ -29,6 +29,10 @@ test-race:
 test-interop:
 	test/interop/install
 	$(GO) test -timeout 15m -tags interop -count=1 ./netfilter ./routing ./test/interop
+
+# What a flow costs, against a yardstick and against redsocks if that is installed.
+bench:
+	$(GO) run ./test/bench -write docs/FIGURES.md
 
 check:
 	$(GO) vet -tags interop ./...

@@ -15,10 +15,10 @@ import (
 // keeps firewalls in between from forgetting the flow: common ones do so after 5
 // minutes. TCP_USER_TIMEOUT is left alone: it would end a download that its reader
 // merely paused, and switch off the probe count of keep-alive (tcp(7)).
-const (
-	keepAliveIdle     = 2 * time.Minute
-	keepAliveInterval = 30 * time.Second
-)
+//
+// The number of probes and their interval are the kernel's (9 of 75 s): another
+// system call a connection for each would buy nothing.
+const keepAliveIdle = 2 * time.Minute
 
 // setSession makes a socket send what it is given at once, notice a peer that is
 // gone, and end by a reset when it is closed, be it by the kernel after a kill. An
@@ -32,7 +32,6 @@ func setSession(socket int) error {
 		{"TCP_NODELAY", unix.SOL_TCP, unix.TCP_NODELAY, 1},
 		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 		{"TCP_KEEPIDLE", unix.SOL_TCP, unix.TCP_KEEPIDLE, int32(keepAliveIdle / time.Second)},
-		{"TCP_KEEPINTVL", unix.SOL_TCP, unix.TCP_KEEPINTVL, int32(keepAliveInterval / time.Second)},
 	} {
 		if err := setOption(socket, option.level, option.which, option.value); err != nil {
 			return fmt.Errorf("set %s: %w", option.name, err)

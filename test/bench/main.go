@@ -1,0 +1,273 @@
+// Command bench measures what a flow costs: this program against a yardstick (a
+// goroutine a direction and io.Copy) and against redsocks, where it is installed,
+// between hosts in network namespaces, without root. All are measured in one run,
+// in turn, several rounds, and medians are compared: single runs on a shared
+// machine move by 15 % and more.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/test/netns"
+)
+
+func main() {
+	if len(os.Args) == 2 && os.Args[1] == yardstickName {
+		if err := yardstick(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	rounds := flag.Int("rounds", 5, "how often each is measured")
+	write := flag.String("write", "", "write the figures to this Markdown file, and a chart beside it")
+	scale := flag.Float64("scale", 1, "size of the loads; below 1 for a quick look")
+	flag.Parse()
+	status, err := netns.Run(func() int {
+		if err := bench(*rounds, *scale, *write); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			return 1
+		}
+		return 0
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+// sizes are those of the loads.
+type sizes struct {
+	connections  int
+	slow         int // connections at 60 a second
+	bytes        int // of a bulk transfer
+	exchanges    int // on each of 64 connections
+	idle         int
+	steady       int // flows of 100 kB/s
+	steadyLength time.Duration
+	rest         time.Duration // that idle connections are looked at
+}
+
+func newSizes(scale float64) sizes {
+	of := func(full int) int { return max(1, int(float64(full)*scale)) }
+	return sizes{
+		connections: max(64, of(6000)), slow: of(240), bytes: max(8<<20, of(2<<30)), exchanges: of(800),
+		idle: max(32, of(9000)), steady: max(4, of(1000)), steadyLength: time.Duration(of(3000)) * time.Millisecond,
+		rest: time.Duration(of(2000)) * time.Millisecond,
+	}
+}
+
+func bench(rounds int, scale float64, write string) error {
+	limit := unix.Rlimit{}
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	limit.Cur = limit.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	all, err := contenders(dir)
+	if err != nil {
+		return err
+	}
+	n, err := newNetwork()
+	if err != nil {
+		return err
+	}
+	defer n.close()
+
+	size := newSizes(scale)
+	r := newResults()
+	for round := range rounds {
+		routed := newSample(r, routingName)
+		if err := n.measureThroughput(routed, size); err != nil {
+			return fmt.Errorf("%s: %w", routingName, err)
+		}
+		for _, c := range all {
+			start := time.Now()
+			if err := n.measureContender(c, newSample(r, c.name), size, dir); err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			fmt.Fprintf(os.Stderr, "round %d: %s, %s\n", round+1, c.name, time.Since(start).Round(time.Second))
+		}
+	}
+	return r.report(os.Stdout, rounds, size, write)
+}
+
+// routingName is the limit: the kernel forwards, and nobody relays.
+const routingName = "kernel routing"
+
+// run starts a contender, does some work and stops it.
+func (n *network) run(c contender, dir string, work func(pid int) error) (err error) {
+	process, undo, err := c.start(n, dir)
+	if process != nil && process.Process != nil {
+		defer func() { err = errors.Join(err, end(process)) }()
+	}
+	if undo != nil {
+		defer func() { err = errors.Join(err, undo()) }()
+	}
+	if err != nil {
+		return err
+	}
+	// Code and caches are not what is measured. One after the other: a relay that
+	// keeps its pipes would else have used up what the kernel grants an unprivileged
+	// user (fs.pipe-user-pages-soft), and be measured with the smallest ones.
+	if err := n.paced(200, 2000); err != nil {
+		return err
+	}
+	return work(process.Process.Pid)
+}
+
+// end stops a contender.
+func end(process *exec.Cmd) error {
+	process.Process.Signal(unix.SIGTERM)
+	killed := time.AfterFunc(5*time.Second, func() { process.Process.Kill() })
+	defer killed.Stop()
+	process.Wait() // how it ends is not what is measured
+	return nil
+}
+
+// cost returns what a load costs the process for each of count units.
+func cost(pid, count int, load func() error) (time.Duration, error) {
+	before, err := measure(pid)
+	if err != nil {
+		return 0, err
+	}
+	if err := load(); err != nil {
+		return 0, err
+	}
+	after, err := measure(pid)
+	return (after.cpu - before.cpu) / time.Duration(count), err
+}
+
+// measureContender takes all figures of one contender in one round.
+func (n *network) measureContender(c contender, s *sample, size sizes, dir string) error {
+	err := n.run(c, dir, func(pid int) error {
+		took, err := cost(pid, size.connections, func() error { return n.connections(size.connections) })
+		if err != nil {
+			return err
+		}
+		s.add(cpuConnection, took.Seconds()*1e6)
+		if took, err = cost(pid, size.slow, func() error { return n.paced(size.slow, 60) }); err != nil {
+			return err
+		}
+		s.add(cpuSlow, took.Seconds()*1e6)
+
+		var latencies []time.Duration
+		took, err = cost(pid, 64*size.exchanges, func() (err error) {
+			latencies, err = n.exchanges(64, size.exchanges)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		s.add(cpuExchange, took.Seconds()*1e6)
+		s.add(exchangeP99, percentile(latencies, 99).Seconds()*1e6)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	gb := float64(size.bytes) / 1e9
+	err = n.run(c, dir, func(pid int) error {
+		for figure, load := range map[string]func() error{
+			cpuDown8: func() error { return n.download(8, size.bytes) },
+			cpuUp8:   func() error { return n.upload(8, size.bytes) },
+		} {
+			took, err := cost(pid, 1, load)
+			if err != nil {
+				return err
+			}
+			s.add(figure, took.Seconds()/gb)
+		}
+		return n.measureThroughput(s, size)
+	})
+	if err != nil {
+		return err
+	}
+	if err := n.run(c, dir, func(pid int) error { return n.measureIdle(pid, s, size) }); err != nil {
+		return err
+	}
+	return n.run(c, dir, func(int) error {
+		for _, slow := range []bool{false, true} {
+			late, err := n.steady(size.steady, size.steadyLength, slow)
+			if err != nil {
+				return err
+			}
+			figure := steadyP99
+			if slow {
+				figure = steadySlowP99
+			}
+			s.add(figure, percentile(late, 99).Seconds()*1e3)
+		}
+		return nil
+	})
+}
+
+// measureThroughput takes what can be taken of kernel routing as well.
+func (n *network) measureThroughput(s *sample, size sizes) error {
+	for figure, streams := range map[string]int{throughput1: 1, throughput8: 8} {
+		start := time.Now()
+		if err := n.download(streams, size.bytes); err != nil {
+			return err
+		}
+		s.add(figure, float64(size.bytes)*8/1e9/time.Since(start).Seconds())
+	}
+	return nil
+}
+
+// measureIdle looks at what connections cost that rest.
+func (n *network) measureIdle(pid int, s *sample, size sizes) error {
+	some := size.connections / 4
+	without, err := cost(pid, some, func() error { return n.connections(some) })
+	if err != nil {
+		return err
+	}
+	before, err := measure(pid)
+	if err != nil {
+		return err
+	}
+	conns, err := n.idle(size.idle)
+	defer func() {
+		for _, conn := range conns {
+			conn.SetLinger(0)
+			conn.Close()
+		}
+	}()
+	if err != nil {
+		// A contender that cannot hold so many says something, too.
+		s.note(fmt.Sprintf("stopped at %d idle connections", len(conns)))
+		return nil
+	}
+	time.Sleep(size.rest)
+	after, err := measure(pid)
+	if err != nil {
+		return err
+	}
+	s.add(idleMemory, float64(after.memory-before.memory)/float64(len(conns))/1024)
+	s.add(idleDescriptors, float64(after.descriptors-before.descriptors)/float64(len(conns)))
+	resting, err := cost(pid, 1, func() error { time.Sleep(size.rest); return nil })
+	if err != nil {
+		return err
+	}
+	s.add(idleCPU, resting.Seconds()*1e3/size.rest.Seconds())
+	with, err := cost(pid, some, func() error { return n.connections(some) })
+	if err != nil {
+		return err
+	}
+	s.add(idleSlowdown, with.Seconds()/without.Seconds())
+	return nil
+}
