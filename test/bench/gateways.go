@@ -134,6 +134,7 @@ const (
 	yardstickAddress = "127.0.0.1:15001"
 )
 
+// yardstick relays until accepting fails, and returns why.
 func yardstick() error {
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var failure error

@@ -20,11 +20,8 @@ import (
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == yardstickName {
-		if err := yardstick(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
+		fmt.Fprintln(os.Stderr, yardstick())
+		os.Exit(1)
 	}
 	rounds := flag.Int("rounds", 5, "how often each is measured")
 	write := flag.String("write", "", "write the figures to this Markdown file, and a chart beside it")
