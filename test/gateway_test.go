@@ -243,3 +243,26 @@ func TestForwardingIsNotNeeded(t *testing.T) {
 		}
 	}
 }
+
+// TestWithoutIPv6: a host on which IPv6 is switched off is a gateway for IPv4.
+func TestWithoutIPv6(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.Gateway.Sysctl("net.ipv6.conf.all.disable_ipv6", "1"))
+	w.gateway("--fail", "closed")
+	if body, err := w.get("https://origin.test/"); err != nil || !strings.HasPrefix(body, "origin ") {
+		t.Errorf("%q, %v", body, err)
+	}
+}
+
+// TestIPv6ThatWouldPass: clients have IPv6 and the gateway cannot listen on ::1. It
+// says so, and does not start as something that promises to be closed.
+func TestIPv6ThatWouldPass(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.Gateway.Sysctl("net.ipv6.conf.lo.disable_ipv6", "1"))
+	output, err := w.run(program("--upstream", upstream(), "--fail", "closed"))
+	if err == nil {
+		t.Fatal("it starts")
+	}
+	wantOneLine(t, output, "--fail closed", "IPv6", "disable_ipv6=0")
+	w.gateway().waitFor("IPv6 passes uncaptured")
+}
