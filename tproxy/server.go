@@ -157,8 +157,12 @@ func (s *Server) Serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { cancelled <- time.Now() })
 	err := s.engine.Serve(ctx)
 	var left time.Duration // none if it was the engine that failed
-	if !stop() {
-		left = s.config.DrainTimeout - time.Since(<-cancelled)
+	if ctx.Err() != nil {
+		// The engine may be done before the time of the cancellation is known.
+		left = s.config.DrainTimeout
+		if !stop() {
+			left -= time.Since(<-cancelled)
+		}
 	}
 	s.detached.close(left)
 	return err
