@@ -35,12 +35,19 @@ func (h *Handle) rules(family int) ([]netlink.Rule, error) {
 	return rules, nil
 }
 
-// routes lists the routes of a family, of one table or, with table 0, of all.
+// routes lists the routes of a family, of one table or, with table 0, of all: a router may have a million.
 func (h *Handle) routes(family, table int) ([]netlink.Route, error) {
+	from := h.kernel
+	if table != unix.RT_TABLE_UNSPEC {
+		from = h.strict
+	}
 	filter := &netlink.Route{Table: table}
 	routes, err := complete(func() ([]netlink.Route, error) {
-		return h.kernel.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE)
+		return from.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE)
 	})
+	if errors.Is(err, unix.ENOENT) && table != unix.RT_TABLE_UNSPEC {
+		return nil, nil // a table comes with its first route
+	}
 	if err != nil {
 		return nil, explain(fmt.Errorf("list %s routes: %w", ip(family), err), family)
 	}
@@ -77,6 +84,32 @@ func (h *Handle) owned(c Config) ([]entry, error) {
 		}
 	}
 	return append(routes, rules...), nil
+}
+
+// missing lists the entries of c that the kernel lacks.
+func (h *Handle) missing(c Config) ([]entry, error) {
+	var present []entry
+	for _, family := range c.families() {
+		rules, err := h.rules(family)
+		if err != nil {
+			return nil, err
+		}
+		for _, rule := range rules {
+			if rule.Protocol == c.Protocol {
+				present = append(present, entry{rule: &rule})
+			}
+		}
+		routes, err := h.routes(family, c.Table)
+		if err != nil {
+			return nil, err
+		}
+		for _, route := range routes {
+			if route.Protocol == netlink.RouteProtocol(c.Protocol) {
+				present = append(present, entry{route: &route})
+			}
+		}
+	}
+	return without(desired(c), present), nil
 }
 
 // add puts one entry into the kernel. A route of another kind that stands in the place of ours is replaced in one step.

@@ -7,10 +7,12 @@
 // this host (Documentation/networking/tproxy.rst of the kernel).
 //
 // Everything that the package adds carries one protocol number ([Config].Protocol), by which leftovers of a killed process
-// are known and swept. It writes no sysctl. No other package of the program imports netlink.
+// are known and swept. It writes no sysctl but for [Parameters], which put back what was there. No other package of the
+// program imports netlink.
 package routing
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -81,6 +83,7 @@ func (c Config) families() []int {
 // other processes here: the caller makes sure, before Apply, that no other instance runs, as its rules bear the same tag.
 type Handle struct {
 	kernel kernel
+	strict kernel // the same on a socket with NETLINK_GET_STRICT_CHK: it lists one table, not all
 
 	mutex   sync.Mutex // serialises changes, and guards applied
 	applied *Config    // what Watch repairs, Verify asks for and Close removes; nil before Apply and after Close
@@ -91,6 +94,27 @@ const answerTimeout = 5 * time.Second
 
 // Open returns a handle on the network namespace of the calling thread. It changes nothing; the caller closes the handle.
 func Open() (*Handle, error) {
+	handle, err := newHandle()
+	if err != nil {
+		return nil, err
+	}
+	strict, err := newHandle()
+	if err != nil {
+		handle.Close()
+		return nil, err
+	}
+	// A kernel before 4.20 does not know the option; it lists all tables, and netlink picks out of them. The lists of
+	// rules cannot be had by a strict socket: netlink's request for them is not as the kernel then wants it.
+	if err := strict.SetStrictCheck(true); err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
+		handle.Close()
+		strict.Close()
+		return nil, fmt.Errorf("set NETLINK_GET_STRICT_CHK: %w", err)
+	}
+	return &Handle{kernel: handle, strict: strict}, nil
+}
+
+// newHandle returns a netlink socket with a time-out.
+func newHandle() (*netlink.Handle, error) {
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
@@ -99,7 +123,13 @@ func Open() (*Handle, error) {
 		handle.Close()
 		return nil, fmt.Errorf("set netlink time-out: %w", err)
 	}
-	return &Handle{kernel: handle}, nil
+	return handle, nil
+}
+
+// release closes the sockets.
+func (h *Handle) release() {
+	h.kernel.Close()
+	h.strict.Close()
 }
 
 // Apply makes the kernel's rules and routes those of c. It begins with Check. Identical ones are kept untouched, since
@@ -140,7 +170,7 @@ func (h *Handle) undo(added []entry, cause error) error {
 func (h *Handle) Close() error {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
-	defer h.kernel.Close()
+	defer h.release()
 	if h.applied == nil {
 		return nil
 	}
@@ -159,7 +189,7 @@ func CleanUp(c Config) error {
 	if err != nil {
 		return err
 	}
-	defer h.kernel.Close()
+	defer h.release()
 	return h.sweep(c)
 }
 

@@ -28,7 +28,7 @@ func (h *Handle) Verify(interfaces ...string) error {
 		return errors.New("no rules are applied")
 	}
 	c := *h.applied
-	missing, _, err := h.compare(c)
+	missing, err := h.missing(c)
 	if err != nil {
 		return err
 	}

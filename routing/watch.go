@@ -96,7 +96,7 @@ func (h *Handle) repair() (restored []entry, err error) {
 	if h.applied == nil {
 		return nil, nil
 	}
-	missing, _, err := h.compare(*h.applied)
+	missing, err := h.missing(*h.applied)
 	if err != nil {
 		return nil, err
 	}
