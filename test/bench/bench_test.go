@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"testing"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/test/netns"
@@ -19,7 +20,13 @@ func TestMain(m *testing.M) {
 // TestBenchWorks takes every figure once, of tiny loads, so that the benchmark does
 // not rot. It says nothing about the figures.
 func TestBenchWorks(t *testing.T) {
-	if err := bench(1, 0.01, t.TempDir()+"/FIGURES.md"); err != nil {
+	dir := t.TempDir()
+	o := options{rounds: 1, scale: 0.01, write: dir + "/FIGURES.md", program: dir + "/program", loads: "connections,slow,exchanges,bulk,idle,steady"}
+	build := exec.Command("go", "build", "-o", o.program, "../../cmd/transproxy-tproxy")
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the program: %v\n%s", err, output)
+	}
+	if err := bench(o); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -30,34 +30,25 @@ type contender struct {
 }
 
 // contenders are the gateways that can be had on this machine.
-func contenders(dir string) ([]contender, error) {
-	program := filepath.Join(dir, "transproxy-tproxy")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "github.com/transproxy-tproxy/transproxy-tproxy/cmd/transproxy-tproxy")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if output, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build the program: %w: %s", err, output)
+func contenders(o options) []contender {
+	all := []contender{program(oursName, o.program)}
+	if o.before != "" {
+		all = append(all, program("before", o.before))
 	}
-	all := []contender{
-		{"transproxy-tproxy", func(n *network, _ string) (*exec.Cmd, func() error, error) {
-			command := exec.Command(program, "--upstream", fmt.Sprintf("http://%s:%d", serverAddress, proxyPort),
-				"--interface", "lan0", "--tcp-proxy-dports", "9001-9009", "--access-log", "off", "--loglevel", "warn")
-			return command, nil, n.launch(command)
-		}},
-		{yardstickName, func(n *network, _ string) (*exec.Cmd, func() error, error) {
-			command := exec.Command("/proc/self/exe", yardstickName)
-			if err := n.launch(command); err != nil {
-				return nil, nil, err
-			}
-			undo, err := n.capture()
-			return command, undo, err
-		}},
-	}
+	all = append(all, contender{yardstickName, func(n *network, _ string) (*exec.Cmd, func() error, error) {
+		command := exec.Command("/proc/self/exe", yardstickName)
+		if err := n.launch(command); err != nil {
+			return nil, nil, err
+		}
+		undo, err := n.capture()
+		return command, undo, err
+	}})
 	if _, err := exec.LookPath("nft"); err != nil {
-		return all, nil
+		return all
 	}
 	redsocks, err := exec.LookPath("redsocks")
 	if err != nil {
-		return all, nil
+		return all
 	}
 	return append(all, contender{"redsocks", func(n *network, dir string) (*exec.Cmd, func() error, error) {
 		config := filepath.Join(dir, "redsocks.conf")
@@ -77,7 +68,16 @@ redsocks { local_ip = 0.0.0.0; local_port = 12345; ip = %s; port = %d; type = ht
 			return command, nil, err
 		}
 		return command, func() error { return n.nft("delete table ip redsocks\n") }, nil
-	}}), nil
+	}})
+}
+
+// program is a build of this one.
+func program(name, path string) contender {
+	return contender{name, func(n *network, _ string) (*exec.Cmd, func() error, error) {
+		command := exec.Command(path, "--upstream", fmt.Sprintf("http://%s:%d", serverAddress, proxyPort),
+			"--interface", "lan0", "--tcp-proxy-dports", "9001-9009", "--access-log", "off", "--loglevel", "warn")
+		return command, nil, n.launch(command)
+	}}
 }
 
 // launch starts a gateway and waits until it listens.

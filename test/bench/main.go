@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,12 +25,16 @@ func main() {
 		fmt.Fprintln(os.Stderr, yardstick())
 		os.Exit(1)
 	}
-	rounds := flag.Int("rounds", 5, "how often each is measured")
-	write := flag.String("write", "", "write the figures to this Markdown file, and a chart beside it")
-	scale := flag.Float64("scale", 1, "size of the loads; below 1 for a quick look")
+	var o options
+	flag.IntVar(&o.rounds, "rounds", 5, "how often each is measured")
+	flag.StringVar(&o.write, "write", "", "write the figures to this Markdown file, and a chart beside it")
+	flag.Float64Var(&o.scale, "scale", 1, "size of the loads; below 1 for a quick look")
+	flag.StringVar(&o.program, "program", "bin/transproxy-tproxy", "the program, already built: there is no network in the namespaces")
+	flag.StringVar(&o.before, "before", "", "an older build of the program, to measure it beside the other")
+	flag.StringVar(&o.loads, "loads", "connections,slow,exchanges,bulk,idle,steady", "which of the loads to run")
 	flag.Parse()
 	status, err := netns.Run(func() int {
-		if err := bench(*rounds, *scale, *write); err != nil {
+		if err := bench(o); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			return 1
 		}
@@ -39,6 +45,20 @@ func main() {
 		status = 1
 	}
 	os.Exit(status)
+}
+
+// options are what the command line asks for.
+type options struct {
+	rounds          int
+	write           string
+	scale           float64
+	program, before string
+	loads           string
+}
+
+// runs reports whether a load was asked for.
+func (o options) runs(load string) bool {
+	return slices.Contains(strings.Split(o.loads, ","), load)
 }
 
 // sizes are those of the loads.
@@ -62,7 +82,7 @@ func newSizes(scale float64) sizes {
 	}
 }
 
-func bench(rounds int, scale float64, write string) error {
+func bench(o options) error {
 	limit := unix.Rlimit{}
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return err
@@ -76,32 +96,56 @@ func bench(rounds int, scale float64, write string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	all, err := contenders(dir)
-	if err != nil {
-		return err
-	}
+	all := contenders(o)
 	n, err := newNetwork()
 	if err != nil {
 		return err
 	}
 	defer n.close()
 
-	size := newSizes(scale)
+	size := newSizes(o.scale)
 	r := newResults()
-	for round := range rounds {
-		routed := newSample(r, routingName)
-		if err := n.measureThroughput(routed, size); err != nil {
-			return fmt.Errorf("%s: %w", routingName, err)
-		}
-		for _, c := range all {
-			start := time.Now()
-			if err := n.measureContender(c, newSample(r, c.name), size, dir); err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
+	for round := range o.rounds {
+		start := time.Now()
+		if o.runs("bulk") {
+			if err := n.measureThroughput(newSample(r, routingName), size); err != nil {
+				return fmt.Errorf("%s: %w", routingName, err)
 			}
-			fmt.Fprintf(os.Stderr, "round %d: %s, %s\n", round+1, c.name, time.Since(start).Round(time.Second))
 		}
+		// Each load goes through all contenders before the next one, so that what
+		// is compared lies close together in time.
+		for _, load := range loads {
+			if !o.runs(load.name) {
+				continue
+			}
+			for range load.times {
+				for _, c := range all {
+					if err := n.run(c, dir, load.measure(n, newSample(r, c.name), size)); err != nil {
+						return fmt.Errorf("%s: %s: %w", c.name, load.name, err)
+					}
+				}
+			}
+		}
+		fmt.Fprintf(os.Stderr, "round %d: %s\n", round+1, time.Since(start).Round(time.Second))
 	}
-	return r.report(os.Stdout, rounds, size, write)
+	return r.report(os.Stdout, o.rounds, size, o.write)
+}
+
+// load takes some of the figures of one contender. times is how often in a round:
+// what is short is repeated, because it moves most.
+type load struct {
+	name    string
+	times   int
+	measure func(*network, *sample, sizes) func(pid int) error
+}
+
+var loads = []load{
+	{"connections", 3, measureConnections},
+	{"slow", 1, measureSlow},
+	{"exchanges", 2, measureExchanges},
+	{"bulk", 2, measureBulk},
+	{"idle", 1, measureIdle},
+	{"steady", 1, measureSteady},
 }
 
 // routingName is the limit: the kernel forwards, and nobody relays.
@@ -150,21 +194,35 @@ func cost(pid, count int, load func() error) (time.Duration, error) {
 	return (after.cpu - before.cpu) / time.Duration(count), err
 }
 
-// measureContender takes all figures of one contender in one round.
-func (n *network) measureContender(c contender, s *sample, size sizes, dir string) error {
-	err := n.run(c, dir, func(pid int) error {
+// measureConnections takes what a connection costs.
+func measureConnections(n *network, s *sample, size sizes) func(pid int) error {
+	return func(pid int) error {
 		took, err := cost(pid, size.connections, func() error { return n.connections(size.connections) })
 		if err != nil {
 			return err
 		}
 		s.add(cpuConnection, took.Seconds()*1e6)
-		if took, err = cost(pid, size.slow, func() error { return n.paced(size.slow, 60) }); err != nil {
+		return nil
+	}
+}
+
+// measureSlow takes what a connection costs when little is to be done.
+func measureSlow(n *network, s *sample, size sizes) func(pid int) error {
+	return func(pid int) error {
+		took, err := cost(pid, size.slow, func() error { return n.paced(size.slow, 60) })
+		if err != nil {
 			return err
 		}
 		s.add(cpuSlow, took.Seconds()*1e6)
+		return nil
+	}
+}
 
+// measureExchanges takes what an exchange on a kept connection costs.
+func measureExchanges(n *network, s *sample, size sizes) func(pid int) error {
+	return func(pid int) error {
 		var latencies []time.Duration
-		took, err = cost(pid, 64*size.exchanges, func() (err error) {
+		took, err := cost(pid, 64*size.exchanges, func() (err error) {
 			latencies, err = n.exchanges(64, size.exchanges)
 			return err
 		})
@@ -174,12 +232,13 @@ func (n *network) measureContender(c contender, s *sample, size sizes, dir strin
 		s.add(cpuExchange, took.Seconds()*1e6)
 		s.add(exchangeP99, percentile(latencies, 99).Seconds()*1e6)
 		return nil
-	})
-	if err != nil {
-		return err
 	}
-	gb := float64(size.bytes) / 1e9
-	err = n.run(c, dir, func(pid int) error {
+}
+
+// measureBulk takes what a byte costs, and how many go through.
+func measureBulk(n *network, s *sample, size sizes) func(pid int) error {
+	return func(pid int) error {
+		gb := float64(size.bytes) / 1e9
 		for figure, load := range map[string]func() error{
 			cpuDown8: func() error { return n.download(8, size.bytes) },
 			cpuUp8:   func() error { return n.upload(8, size.bytes) },
@@ -191,27 +250,26 @@ func (n *network) measureContender(c contender, s *sample, size sizes, dir strin
 			s.add(figure, took.Seconds()/gb)
 		}
 		return n.measureThroughput(s, size)
-	})
-	if err != nil {
-		return err
 	}
-	if err := n.run(c, dir, func(pid int) error { return n.measureIdle(pid, s, size) }); err != nil {
-		return err
-	}
-	return n.run(c, dir, func(int) error {
-		for _, slow := range []bool{false, true} {
-			late, err := n.steady(size.steady, size.steadyLength, slow)
+}
+
+// measureSteady takes how late chunks come, beside a slow reader and without, each
+// twice and in such an order that a drift of the machine does not count.
+func measureSteady(n *network, s *sample, size sizes) func(pid int) error {
+	return func(int) error {
+		sum := map[string]float64{}
+		for _, figure := range []string{steadyP99, steadySlowP99, steadySlowP99, steadyP99} {
+			late, err := n.steady(size.steady, size.steadyLength, figure == steadySlowP99)
 			if err != nil {
 				return err
 			}
-			figure := steadyP99
-			if slow {
-				figure = steadySlowP99
-			}
-			s.add(figure, percentile(late, 99).Seconds()*1e3)
+			p99 := percentile(late, 99).Seconds() * 1e3
+			s.add(figure, p99)
+			sum[figure] += p99
 		}
+		s.add(steadySlowdown, sum[steadySlowP99]/sum[steadyP99])
 		return nil
-	})
+	}
 }
 
 // measureThroughput takes what can be taken of kernel routing as well.
@@ -226,16 +284,35 @@ func (n *network) measureThroughput(s *sample, size sizes) error {
 	return nil
 }
 
-// measureIdle looks at what connections cost that rest.
-func (n *network) measureIdle(pid int, s *sample, size sizes) error {
-	some := size.connections / 4
-	without, err := cost(pid, some, func() error { return n.connections(some) })
-	if err != nil {
+// measureIdle looks at what connections cost that rest, and what new ones cost
+// beside them: against those before and those after, so that a drift of the machine
+// does not count.
+func measureIdle(n *network, s *sample, size sizes) func(pid int) error {
+	return func(pid int) error {
+		some := size.connections / 2
+		connections := func() (time.Duration, error) {
+			return cost(pid, some, func() error { return n.connections(some) })
+		}
+		beforeIdle, err := connections()
+		if err != nil {
+			return err
+		}
+		withIdle, err := n.measureResting(pid, s, size, connections)
+		if err != nil || withIdle == 0 {
+			return err
+		}
+		afterIdle, err := connections()
+		s.add(idleSlowdown, 2*withIdle.Seconds()/(beforeIdle+afterIdle).Seconds())
 		return err
 	}
+}
+
+// measureResting opens connections that rest, looks at what they hold, and takes
+// what others cost beside them; 0 if the contender cannot hold that many.
+func (n *network) measureResting(pid int, s *sample, size sizes, others func() (time.Duration, error)) (time.Duration, error) {
 	before, err := measure(pid)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	conns, err := n.idle(size.idle)
 	defer func() {
@@ -247,24 +324,19 @@ func (n *network) measureIdle(pid int, s *sample, size sizes) error {
 	if err != nil {
 		// A contender that cannot hold so many says something, too.
 		s.note(fmt.Sprintf("stopped at %d idle connections", len(conns)))
-		return nil
+		return 0, nil
 	}
 	time.Sleep(size.rest)
 	after, err := measure(pid)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	s.add(idleMemory, float64(after.memory-before.memory)/float64(len(conns))/1024)
 	s.add(idleDescriptors, float64(after.descriptors-before.descriptors)/float64(len(conns)))
 	resting, err := cost(pid, 1, func() error { time.Sleep(size.rest); return nil })
 	if err != nil {
-		return err
+		return 0, err
 	}
 	s.add(idleCPU, resting.Seconds()*1e3/size.rest.Seconds())
-	with, err := cost(pid, some, func() error { return n.connections(some) })
-	if err != nil {
-		return err
-	}
-	s.add(idleSlowdown, with.Seconds()/without.Seconds())
-	return nil
+	return others()
 }

@@ -101,13 +101,22 @@ func (o *Origin) record(conn *net.TCPConn) {
 	o.seen = append(o.seen, netip.AddrPortFrom(source.Addr().Unmap(), source.Port()))
 }
 
-// answerHTTP answers requests until the client closes.
+// answerHTTP answers requests until the client closes, or asks for another protocol,
+// which is an echo.
 func (o *Origin) answerHTTP(conn net.Conn, scheme string) {
 	reader := bufio.NewReader(conn)
 	for {
 		request, err := http.ReadRequest(reader)
 		if err != nil {
 			return
+		}
+		if protocol := request.Header.Get("Upgrade"); protocol != "" {
+			fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol)
+			io.Copy(conn, reader)
+			return
+		}
+		if request.Header.Get("Expect") != "" {
+			io.WriteString(conn, "HTTP/1.1 100 Continue\r\n\r\n")
 		}
 		io.Copy(io.Discard, request.Body)
 		body := fmt.Sprintf("%s %s://%s%s\n", o.Label, scheme, request.Host, request.URL.Path)

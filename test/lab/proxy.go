@@ -15,9 +15,10 @@ import (
 	"github.com/transproxy-tproxy/transproxy-tproxy/test/netns"
 )
 
-// ConnectProxy is a stand-in company proxy: HTTP CONNECT, with a password if one
-// is set. It records what it saw. Set the fields before Start, or within Change;
-// whoever starts it closes it.
+// ConnectProxy is a stand-in company proxy: HTTP CONNECT and requests in absolute form,
+// with a password if one is set. It records what it saw, and byte for byte what it
+// received outside of tunnels. Set the fields before Start, or within Change; whoever
+// starts it closes it.
 type ConnectProxy struct {
 	User, Password string                // no authentication when User is empty
 	Hosts          map[string]netip.Addr // the names that it can resolve
@@ -26,13 +27,17 @@ type ConnectProxy struct {
 	// after which the connection is closed, or with nothing at all (silent), in
 	// which case it stays open.
 	Answer func(target string) (raw string, silent bool)
+	// NoUpgrade, if set, is the raw answer to requests for another protocol.
+	NoUpgrade string
 	// Early is sent to the client in the same segment as the 200.
 	Early string
 
 	servers servers
+	wire
 
 	mutex    sync.Mutex
 	targets  []string // accepted CONNECTs, in order
+	requests []string // method and target of accepted requests in absolute form, in order
 	refused  int      // 407 answers to a wrong password
 	demanded int      // 407 answers to no password
 }
@@ -50,6 +55,14 @@ func (p *ConnectProxy) Targets() []string {
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
 	return slices.Clone(p.targets)
+}
+
+// Requests are the methods and targets of the requests in absolute form that were let
+// through, in order.
+func (p *ConnectProxy) Requests() []string {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	return slices.Clone(p.requests)
 }
 
 // Refused is how many requests with a wrong password were answered with 407.
@@ -74,19 +87,28 @@ func (p *ConnectProxy) Change(change func()) {
 }
 
 func (p *ConnectProxy) serve(ns *netns.NS, client *net.TCPConn) {
-	reader := bufio.NewReader(client)
-	request, err := http.ReadRequest(reader)
-	if err != nil {
-		return
+	reader := bufio.NewReader(p.tap(client))
+	for {
+		request, err := http.ReadRequest(reader)
+		if err != nil {
+			return
+		}
+		if !p.authorised(request) {
+			fmt.Fprint(client, "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"lab\"\r\nContent-Length: 0\r\n\r\n")
+			return
+		}
+		if request.Method == http.MethodConnect {
+			p.connect(ns, client, reader, request)
+			return
+		}
+		if !p.plain(ns, client, reader, request) {
+			return
+		}
 	}
-	if !p.authorised(request) {
-		fmt.Fprint(client, "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"lab\"\r\nContent-Length: 0\r\n\r\n")
-		return
-	}
-	if request.Method != http.MethodConnect {
-		fmt.Fprint(client, "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n")
-		return
-	}
+}
+
+// connect serves a CONNECT.
+func (p *ConnectProxy) connect(ns *netns.NS, client *net.TCPConn, reader *bufio.Reader, request *http.Request) {
 	p.mutex.Lock()
 	answer, early, ports := p.Answer, p.Early, p.Ports
 	p.mutex.Unlock()
@@ -114,6 +136,63 @@ func (p *ConnectProxy) serve(ns *netns.NS, client *net.TCPConn) {
 		return
 	}
 	tunnel(client, reader, origin)
+}
+
+// plain serves a request in absolute form, on a connection of its own to the origin,
+// and reports whether the client may send another.
+func (p *ConnectProxy) plain(ns *netns.NS, client *net.TCPConn, reader *bufio.Reader, request *http.Request) (again bool) {
+	target := request.URL.Host
+	if request.URL.Port() == "" {
+		target = net.JoinHostPort(request.URL.Hostname(), "80")
+	}
+	origin, status := p.dial(ns, target, nil)
+	if origin == nil {
+		fmt.Fprintf(client, "HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n", status)
+		return true
+	}
+	defer origin.Close()
+	p.mutex.Lock()
+	p.requests = append(p.requests, request.Method+" "+request.RequestURI)
+	upgrade, refusal := request.Header.Get("Upgrade") != "", p.NoUpgrade
+	p.mutex.Unlock()
+	if upgrade && refusal != "" {
+		_, err := io.WriteString(client, refusal)
+		return err == nil
+	}
+	request.Header.Del("Proxy-Authorization")
+	if !upgrade {
+		request.Header.Set("Connection", "close")
+	}
+	sent := make(chan error, 1)
+	go func() {
+		err := request.Write(origin)
+		if err != nil {
+			origin.CloseWrite() // it need not wait for the rest of a request that was broken off
+		}
+		sent <- err
+	}()
+	answers := bufio.NewReader(origin)
+	for {
+		response, err := http.ReadResponse(answers, request)
+		if err != nil {
+			return false
+		}
+		response.Header.Del("Connection")
+		if response.StatusCode == http.StatusSwitchingProtocols {
+			response.Header.Set("Connection", "Upgrade")
+		}
+		response.Close = false
+		if err := response.Write(client); err != nil {
+			return false
+		}
+		if response.StatusCode == http.StatusSwitchingProtocols {
+			tunnelRead(client, reader, origin, answers)
+			return false
+		}
+		if response.StatusCode >= 200 {
+			return <-sent == nil
+		}
+	}
 }
 
 // authorised checks the password and counts the refusals.
@@ -168,9 +247,14 @@ func (p *ConnectProxy) dial(ns *netns.NS, target string, ports []int) (origin *n
 // tunnel copies both ways and passes half-close on. A reset of either side resets
 // the other.
 func tunnel(client *net.TCPConn, early io.Reader, origin *net.TCPConn) {
+	tunnelRead(client, early, origin, origin)
+}
+
+// tunnelRead is a tunnel of which either side may have been read before.
+func tunnelRead(client *net.TCPConn, early io.Reader, origin *net.TCPConn, answers io.Reader) {
 	var up sync.WaitGroup
 	up.Go(func() { carry(origin, client, early) })
-	carry(client, origin, origin)
+	carry(client, origin, answers)
 	up.Wait()
 }
 

@@ -123,3 +123,15 @@ func ipNet(prefix netip.Prefix) *net.IPNet {
 	address := prefix.Addr()
 	return &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(prefix.Bits(), address.BitLen())}
 }
+
+// MTU sets the largest packet of an interface, in bytes.
+func (ns *NS) MTU(ifname string, bytes int) error {
+	link, err := ns.link.LinkByName(ifname)
+	if err == nil {
+		err = ns.link.LinkSetMTU(link, bytes)
+	}
+	if err != nil {
+		return fmt.Errorf("set the MTU of %s: %w", ifname, err)
+	}
+	return nil
+}
