@@ -16,8 +16,9 @@ type Config struct {
 	Mask uint32
 	// LAN is the mark, within Mask, of captured packets.
 	LAN uint32
-	// Exempt is the mark, within Mask, of TCP packets that the rules have judged and left to the kernel, by which the guard
-	// knows that the program is there. It is set only with FailClosed.
+	// Exempt is the mark, within Mask, of the program's own sockets, by which the rules know the answers of the DNS
+	// listeners. With FailClosed it is also set on packets that the rules have judged and left to the kernel, by which the
+	// guard knows that the program is there.
 	Exempt uint32
 
 	// Listen are the transparent listeners, at most one a family, each at an address of this host. A family without one
@@ -30,15 +31,34 @@ type Config struct {
 	Uplinks []string
 	// Clients are the only sources that are captured.
 	Clients []netip.Prefix
-	// Bypass are destinations that are left to the kernel. The caller adds the prefixes of the capturing interfaces'
-	// own networks: with bridge-nf-call-iptables=1 these rules see packets between two hosts of one bridge, too.
+	// Neighbours are the prefixes of the capturing interfaces' own networks. Nothing to them is captured or refused: with
+	// bridge-nf-call-iptables=1 these rules see packets between two hosts of one bridge, too.
+	Neighbours []netip.Prefix
+	// Bypass are destinations that are left to the kernel, but for DNS queries that are captured and for Always.
 	Bypass []netip.Prefix
+	// Always are destinations that are captured on every TCP port. UDP to them is refused, so that clients turn to TCP at
+	// once; captured DNS queries are answered like others. It is meant for addresses that only the program can tell the
+	// meaning of.
+	Always []netip.Prefix
 	// Ports are the TCP destination ports that are captured.
 	Ports []PortRange
+	// DNS are the queries that are captured.
+	DNS DNS
+	// RefusedUDP and DroppedUDP are UDP destination ports of which no packet of Clients passes: it is answered as a host
+	// does where nothing has the port, so that clients turn to TCP at once, or not at all. Bypass exempts from them, and
+	// queries that are captured are none of theirs. All other UDP is left to the kernel.
+	RefusedUDP, DroppedUDP []PortRange
 
-	// FailClosed refuses flows, with a reset, that would be captured but cannot be: as long as the process lives, those
-	// for which there is no listener; after it was killed, all, by a guard table that outlives it. Otherwise the kernel
-	// forwards them like any other.
+	// Router adds what a router does for the flows of Clients that it does not capture: to other networks than theirs they
+	// leave with an address of this host (IPv6 ones only if theirs is a unique local one, RFC 4193), and the segments of
+	// all TCP that is forwarded fit the way.
+	Router bool
+	// Output says what of this host's own programs is captured, by the same Ports, Bypass, DNS and UDP.
+	Output Output
+
+	// FailClosed refuses what would be captured but cannot be, TCP with a reset and UDP with an ICMP error: as long as the
+	// process lives, that for which there is no listener; after it was killed, all, by a guard table that outlives it.
+	// Otherwise the kernel forwards it like anything else.
 	FailClosed bool
 }
 
@@ -77,7 +97,13 @@ func (c Config) Validate() error {
 	if c.LAN == 0 || c.Exempt == 0 || c.LAN == c.Exempt || (c.LAN|c.Exempt)&^c.Mask != 0 {
 		return fmt.Errorf("marks %#x and %#x are no two marks within the mask %#x: choose another --mark", c.LAN, c.Exempt, c.Mask)
 	}
-	if err := c.validateListen(); err != nil {
+	if o := c.Output; o.captured() && (o.Mark&^c.Mask != 0 || o.Mark == c.LAN || o.Mark == c.Exempt) {
+		return fmt.Errorf("mark %#x of this host's own programs is no third one within the mask %#x: choose another --mark", o.Mark, c.Mask)
+	}
+	if err := validateListen("transparent listeners", c.Listen); err != nil {
+		return err
+	}
+	if err := c.DNS.validate(c.Listen); err != nil {
 		return err
 	}
 	for _, name := range slices.Concat(c.Interfaces, c.Uplinks) {
@@ -88,12 +114,12 @@ func (c Config) Validate() error {
 	if slices.Contains(c.Interfaces, loopback) {
 		return fmt.Errorf("interface %s carries this host's own traffic, which is not captured there: name another with --interface", loopback)
 	}
-	for _, prefix := range slices.Concat(c.Clients, c.Bypass) {
+	for _, prefix := range slices.Concat(c.Clients, c.Neighbours, c.Bypass, c.Always) {
 		if !prefix.IsValid() {
-			return fmt.Errorf("%v among the clients or the exempt destinations: give an address with its prefix length", prefix)
+			return fmt.Errorf("%v among the prefixes of clients or destinations: give an address with its prefix length", prefix)
 		}
 	}
-	for _, ports := range c.Ports {
+	for _, ports := range slices.Concat(c.Ports, c.RefusedUDP, c.DroppedUDP) {
 		if ports.First > ports.Last {
 			return fmt.Errorf("port range %v runs backwards: give the lower port first", ports)
 		}
@@ -101,9 +127,10 @@ func (c Config) Validate() error {
 	return nil
 }
 
-func (c Config) validateListen() error {
+// validateListen wants one listener for a family or for both; what names them.
+func validateListen(what string, listen []netip.AddrPort) error {
 	var ipv4, ipv6 int
-	for _, listener := range c.Listen {
+	for _, listener := range listen {
 		address := listener.Addr()
 		switch {
 		case !address.IsValid() || address.IsUnspecified() || address.Is4In6() || address.Zone() != "" || listener.Port() == 0:
@@ -115,7 +142,7 @@ func (c Config) validateListen() error {
 		}
 	}
 	if ipv4 > 1 || ipv6 > 1 || ipv4+ipv6 == 0 {
-		return fmt.Errorf("%d IPv4 and %d IPv6 transparent listeners: there must be one, and no more than one of each", ipv4, ipv6)
+		return fmt.Errorf("%d IPv4 and %d IPv6 %s: there must be one, and no more than one of each", ipv4, ipv6, what)
 	}
 	return nil
 }

@@ -37,6 +37,7 @@ const (
 type operation struct {
 	verb  verb
 	table table
+	stale table // of verb put: sets and chains that are to go, there or not
 }
 
 type verb uint8
@@ -47,12 +48,29 @@ const (
 	drop               // there or not; needs only the name and owned
 )
 
-func puts(tables []table) []operation {
+// puts makes tables of those before, where there were any: sets and chains that are in a table no more are deleted.
+func puts(tables, before []table) []operation {
 	var change []operation
 	for _, t := range tables {
-		change = append(change, operation{verb: put, table: t})
+		o := operation{verb: put, table: t}
+		if i := slices.IndexFunc(before, func(b table) bool { return b.name == t.name }); i >= 0 {
+			o.stale = before[i].without(t)
+		}
+		change = append(change, o)
 	}
 	return change
+}
+
+// without returns the sets and chains whose names other has not.
+func (t table) without(other table) table {
+	return table{
+		sets: slices.DeleteFunc(slices.Clone(t.sets), func(s set) bool {
+			return slices.ContainsFunc(other.sets, func(o set) bool { return o.name == s.name })
+		}),
+		chains: slices.DeleteFunc(slices.Clone(t.chains), func(c chain) bool {
+			return slices.ContainsFunc(other.chains, func(o chain) bool { return o.name == c.name })
+		}),
+	}
 }
 
 // connection is the netlink socket for everything: the kernel knows an owner by its socket. The library makes the socket's
@@ -139,6 +157,7 @@ func (k *connection) commit(change []operation) error {
 			continue
 		}
 		k.fill(table, o.table)
+		k.remove(table, o.stale)
 	}
 	return k.netlink.Flush()
 }
@@ -154,14 +173,8 @@ func (k *connection) fill(table *nftables.Table, t table) {
 	}
 	chains := make([]*nftables.Chain, len(t.chains))
 	for i, c := range t.chains {
-		chain := &nftables.Chain{Table: table, Name: c.name}
-		if c.hook != nil {
-			policy := nftables.ChainPolicyAccept
-			chain.Type, chain.Policy = nftables.ChainTypeFilter, &policy
-			chain.Hooknum, chain.Priority = c.hook.number, c.hook.priority
-		}
-		chains[i] = k.netlink.AddChain(chain)
-		k.netlink.FlushChain(chain)
+		chains[i] = k.netlink.AddChain(c.in(table))
+		k.netlink.FlushChain(chains[i])
 	}
 	for i, c := range t.chains {
 		for _, r := range c.rules {
@@ -172,6 +185,33 @@ func (k *connection) fill(table *nftables.Table, t table) {
 			k.netlink.AddRule(rule)
 		}
 	}
+}
+
+// remove deletes sets and chains that no rule refers to any more. They are added first: what is not there could not be
+// deleted.
+func (k *connection) remove(table *nftables.Table, stale table) {
+	for _, c := range stale.chains {
+		k.netlink.DelChain(k.netlink.AddChain(c.in(table)))
+	}
+	for _, s := range stale.sets {
+		set := s.in(table)
+		_ = k.netlink.AddSet(set, nil) // Flush tells what goes wrong
+		k.netlink.DelSet(set)
+	}
+}
+
+// in returns the chain as the library has it.
+func (c chain) in(table *nftables.Table) *nftables.Chain {
+	chain := &nftables.Chain{Table: table, Name: c.name}
+	if c.hook != nil {
+		policy := nftables.ChainPolicyAccept
+		chain.Type, chain.Policy = nftables.ChainTypeFilter, &policy
+		if c.hook.kind != "" {
+			chain.Type = c.hook.kind
+		}
+		chain.Hooknum, chain.Priority = c.hook.number, c.hook.priority
+	}
+	return chain
 }
 
 // userData is the comment as nft(8) writes it.

@@ -110,7 +110,7 @@ func serve(t *testing.T, ns *netns.NS, address, name string) net.Listener {
 	var listener net.Listener
 	err := ns.Do(func() (err error) {
 		config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-			if name != "captured" {
+			if name != "captured" && name != "dns" {
 				return nil
 			}
 			return setTransparent(raw, address)
@@ -131,6 +131,8 @@ func serve(t *testing.T, ns *netns.NS, address, name string) net.Listener {
 			}
 			go func() {
 				defer conn.Close()
+				// The client's end cannot be heard once the rules have gone that brought it here.
+				defer context.AfterFunc(t.Context(), func() { conn.Close() })()
 				fmt.Fprintf(conn, "%s %s\n", name, conn.LocalAddr())
 				_, _ = io.Copy(conn, conn)
 			}()

@@ -1,9 +1,15 @@
-// Package netfilter captures TCP flows of clients with nftables and hands them to transparent listeners of this host.
+// Package netfilter captures TCP flows and DNS queries of clients with nftables and hands them to transparent listeners of
+// this host.
 //
 // Everything is in one table of family inet. Its chain at the prerouting hook judges each packet of a client; that of a
 // flow to be captured is assigned to a listener (Documentation/networking/tproxy.rst of the kernel) and marked, so that
 // policy routing delivers it to this host. The destination of the packet is not changed: it is the local address of the
-// accepted socket.
+// accepted socket, or what comes with a datagram as IP_RECVORIGDSTADDR (ip(7)).
+//
+// Port 53 is judged apart ([Config].DNS): a query is captured whatever server it asks, but for this host and for neighbours.
+// A listener answers over UDP from the address that was asked and from its own port. A chain at the output hook, ahead of
+// connection tracking, puts port 53 in the place of the latter, so that no socket needs port 53, which another program may
+// hold.
 //
 // The table is owned by the process (nft(8), flags owner): the kernel removes it when the process ends, however that
 // happens, and keeps other programs from changing or flushing it. Who wants captured flows to be refused rather than
@@ -155,7 +161,8 @@ func (h *Handle) Apply(c Config) error {
 	return h.install(&c, captureTable(&c))
 }
 
-// Drain lets no new flow be captured: they are forwarded or, with FailClosed, refused. Those captured already live on.
+// Drain lets no new flow and no query be captured: they are forwarded or, with FailClosed, refused. Flows captured already
+// live on, and queries are answered.
 func (h *Handle) Drain() error {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
@@ -175,7 +182,7 @@ func (h *Handle) install(c *Config, capture table) error {
 	if c.FailClosed {
 		tables = append(tables, guardTable(c))
 	}
-	change := puts(tables)
+	change := puts(tables, h.installed)
 	if !c.FailClosed && h.guarded {
 		change = append(change, operation{verb: drop, table: table{name: guardName(h.name)}})
 	}
@@ -209,7 +216,7 @@ func (h *Handle) restore() error {
 	if len(broken) == 0 {
 		return nil
 	}
-	if err := h.kernel.commit(puts(broken)); err != nil {
+	if err := h.kernel.commit(puts(broken, nil)); err != nil {
 		return h.explain(err)
 	}
 	return nil

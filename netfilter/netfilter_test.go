@@ -37,6 +37,16 @@ func testConfig() Config {
 	}
 }
 
+// dnsConfig captures DNS, too.
+func dnsConfig() Config {
+	c := testConfig()
+	c.DNS = DNS{
+		Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:15053"), netip.MustParseAddrPort("[::1]:15053")},
+		UDP:    true, TCP: true,
+	}
+	return c
+}
+
 func prefixes(texts ...string) []netip.Prefix {
 	var list []netip.Prefix
 	for _, text := range texts {
@@ -117,6 +127,63 @@ func wantIntact(t *testing.T, h *Handle, c Config) {
 	}
 }
 
+// wantOnly fails unless the kernel has the chains and sets of the table, and no others.
+func wantOnly(t *testing.T, want table) {
+	t.Helper()
+	conn := &nftables.Conn{}
+	chains, err1 := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	sets, err2 := conn.GetSets(want.library())
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	var got, names []string
+	for _, c := range chains {
+		if c.Table.Name == want.name {
+			got = append(got, "chain "+c.Name)
+		}
+	}
+	for _, s := range sets {
+		got = append(got, "set "+s.Name)
+	}
+	for _, c := range want.chains {
+		names = append(names, "chain "+c.name)
+	}
+	for _, s := range want.sets {
+		names = append(names, "set "+s.name)
+	}
+	slices.Sort(got)
+	slices.Sort(names)
+	if !slices.Equal(got, names) {
+		t.Errorf("table %s has %q\nwant %q", want.name, got, names)
+	}
+}
+
+// TestApplyTakesAway applies configurations that need chains and sets, and those that do not.
+func TestApplyTakesAway(t *testing.T) {
+	within(t, func() {
+		h := mustOpen(t)
+		dns := dnsConfig()
+		dns.FailClosed = true
+		dns.Always = prefixes("198.18.0.0/15")
+		tcp := dnsConfig()
+		tcp.DNS.UDP, tcp.FailClosed = false, true
+		plain := testConfig()
+		plain.FailClosed = true
+		for _, c := range []Config{dns, plain, dns, tcp, dns, testConfig(), dns, plain} {
+			mustApply(t, h, c)
+			wantIntact(t, h, c)
+			wantOnly(t, captureTable(&c))
+			if c.FailClosed {
+				wantOnly(t, guardTable(&c))
+			}
+			if err := h.Drain(); err != nil {
+				t.Fatal(err)
+			}
+			wantOnly(t, drainedTable(&c))
+		}
+	})
+}
+
 func TestLife(t *testing.T) {
 	within(t, func() {
 		h := mustOpen(t)
@@ -181,6 +248,14 @@ func TestApplyRefusedChangesNothing(t *testing.T) {
 			func(c *Config) { c.Interfaces = []string{`eth0" accept`} },
 			func(c *Config) { c.Uplinks = []string{"eth*"} },
 			func(c *Config) { c.Clients = []netip.Prefix{{}} },
+			func(c *Config) { c.Neighbours = []netip.Prefix{{}} },
+			func(c *Config) { c.Always = []netip.Prefix{{}} },
+			func(c *Config) { c.DNS.UDP = true },
+			func(c *Config) { c.DNS = dnsConfig().DNS; c.DNS.Listen = c.DNS.Listen[:1] },
+			func(c *Config) { c.DNS = dnsConfig().DNS; c.Listen = c.Listen[1:] },
+			func(c *Config) { c.DNS = dnsConfig().DNS; c.DNS.Listen[1] = netip.MustParseAddrPort("[::1]:15054") },
+			func(c *Config) { c.DNS = dnsConfig().DNS; c.DNS.Listen[0] = netip.MustParseAddrPort("0.0.0.0:15053") },
+			func(c *Config) { c.DNS = dnsConfig().DNS; c.DNS.Listen = c.Listen },
 			func(c *Config) { c.Ports = []PortRange{{90, 80}} },
 		} {
 			bad := testConfig()

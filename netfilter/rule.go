@@ -31,6 +31,7 @@ type hook struct {
 	text     string
 	number   *nftables.ChainHook
 	priority *nftables.ChainPriority
+	kind     nftables.ChainType // empty: filter
 }
 
 // rule is applied clause after clause, up to the first that does not match.
@@ -122,6 +123,11 @@ func (f family) destinationIn(set string) clause {
 	return clause{f.header + " daddr @" + set, append(f.match(), f.address(f.source+f.bytes), lookup(set, false))}
 }
 
+// destinationNotIn matches packets of the family whose destination address is not in the set.
+func (f family) destinationNotIn(set string) clause {
+	return clause{f.header + " daddr != @" + set, append(f.match(), f.address(f.source+f.bytes), lookup(set, true))}
+}
+
 func (f family) address(offset uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.bytes}
 }
@@ -130,7 +136,7 @@ func (f family) address(offset uint32) expr.Any {
 func (f family) deliver(listener netip.AddrPort) clause {
 	return clause{fmt.Sprintf("tproxy %s to %v", f.header, listener), []expr.Any{
 		&expr.Immediate{Register: register, Data: listener.Addr().AsSlice()},
-		&expr.Immediate{Register: register2, Data: binary.BigEndian.AppendUint16(nil, listener.Port())},
+		&expr.Immediate{Register: register2, Data: network(listener.Port())},
 		&expr.TProxy{Family: f.number, TableFamily: unix.NFPROTO_INET, RegAddr: register, RegPort: register2},
 	}}
 }
@@ -145,13 +151,71 @@ func notTCP() clause {
 	return clause{"meta l4proto != tcp", []expr.Any{meta(expr.MetaKeyL4PROTO), unequal([]byte{unix.IPPROTO_TCP})}}
 }
 
+func matchUDP() []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyL4PROTO), equal([]byte{unix.IPPROTO_UDP})}
+}
+
+func udp() clause { return clause{"meta l4proto udp", matchUDP()} }
+
 func notUDP() clause {
 	return clause{"meta l4proto != udp", []expr.Any{meta(expr.MetaKeyL4PROTO), unequal([]byte{unix.IPPROTO_UDP})}}
 }
 
+func protocolNotIn(set string) clause {
+	return clause{"meta l4proto != @" + set, []expr.Any{meta(expr.MetaKeyL4PROTO), lookup(set, true)}}
+}
+
+// sourcePort and destinationPort are where the headers of TCP and UDP have them (RFC 9293, section 3.1, and RFC 768).
+func sourcePort() expr.Any {
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2}
+}
+
+func destinationPort() expr.Any {
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}
+}
+
+// network is a number in the order of bytes that packets have.
+func network(number uint16) []byte { return binary.BigEndian.AppendUint16(nil, number) }
+
 func portNotIn(set string) clause {
-	port := &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2} // RFC 9293, section 3.1
-	return clause{"tcp dport != @" + set, append(matchTCP(), port, lookup(set, true))}
+	return clause{"tcp dport != @" + set, append(matchTCP(), destinationPort(), lookup(set, true))}
+}
+
+func tcpPort(port uint16) clause {
+	return clause{fmt.Sprintf("tcp dport %d", port), append(matchTCP(), destinationPort(), equal(network(port)))}
+}
+
+func udpPort(port uint16) clause {
+	return clause{fmt.Sprintf("udp dport %d", port), append(matchUDP(), destinationPort(), equal(network(port)))}
+}
+
+func udpPortNot(port uint16) clause {
+	return clause{fmt.Sprintf("udp dport != %d", port), append(matchUDP(), destinationPort(), unequal(network(port)))}
+}
+
+func udpPortIn(set string) clause {
+	return clause{"udp dport @" + set, append(matchUDP(), destinationPort(), lookup(set, false))}
+}
+
+func udpPortNotIn(set string) clause {
+	return clause{"udp dport != @" + set, append(matchUDP(), destinationPort(), lookup(set, true))}
+}
+
+func udpSource(port uint16) clause {
+	return clause{fmt.Sprintf("udp sport %d", port), append(matchUDP(), sourcePort(), equal(network(port)))}
+}
+
+// setUDPSource changes the source port, and the checksum by as much. It may follow only what has matched UDP. The checksum
+// covers the port in the header alone (RFC 768): the pseudo header, which has none, stays as it is.
+func setUDPSource(port uint16) clause {
+	return clause{fmt.Sprintf("udp sport set %d", port), []expr.Any{
+		&expr.Immediate{Register: register, Data: network(port)},
+		&expr.Payload{
+			OperationType: expr.PayloadWrite, SourceRegister: register,
+			Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2,
+			CsumType: expr.CsumTypeInet, CsumOffset: 6,
+		},
+	}}
 }
 
 // notOpening matches TCP packets other than the first of a connection (RFC 9293, section 3.1).
@@ -212,10 +276,16 @@ func setMark(mark, mask uint32) clause {
 
 func accept() clause { return verdict("accept", expr.VerdictAccept, "") }
 
+// discard ends a packet without a word.
+func discard() clause { return verdict("drop", expr.VerdictDrop, "") }
+
 // leave ends the chain, so that the packet goes on as if there were no rules.
 func leave() clause { return verdict("return", expr.VerdictReturn, "") }
 
 func jump(chain string) clause { return verdict("jump "+chain, expr.VerdictJump, chain) }
+
+// follow goes on in the chain and, unlike jump, does not come back.
+func follow(chain string) clause { return verdict("goto "+chain, expr.VerdictGoto, chain) }
 
 func verdict(text string, kind expr.VerdictKind, chain string) clause {
 	return clause{text, []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
@@ -224,4 +294,15 @@ func verdict(text string, kind expr.VerdictKind, chain string) clause {
 // refuse answers with a reset.
 func refuse() clause {
 	return clause{"reject with tcp reset", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}}
+}
+
+// unreachable answers as a host does where nothing has the port.
+func unreachable() clause { return icmp("port-unreachable", unix.NFT_REJECT_ICMPX_PORT_UNREACH) }
+
+// prohibit answers as a firewall does.
+func prohibit() clause { return icmp("admin-prohibited", unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED) }
+
+// icmp answers with an error of the packet's family.
+func icmp(name string, code byte) clause {
+	return clause{"reject with icmpx type " + name, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: code}}}
 }

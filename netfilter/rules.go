@@ -2,6 +2,7 @@ package netfilter
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -11,27 +12,33 @@ import (
 const (
 	preroutingChain = "prerouting"
 	interceptChain  = "intercept"
+	dnsChain        = "dns"
+	alwaysChain     = "always"
+	answersChain    = "output_raw"
 	forwardChain    = "forward"
 )
 
 func preroutingHook() *hook {
-	return &hook{"type filter hook prerouting priority mangle", nftables.ChainHookPrerouting, nftables.ChainPriorityMangle}
+	return &hook{
+		text:   "type filter hook prerouting priority mangle",
+		number: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityMangle,
+	}
 }
 
 func forwardHook() *hook {
-	return &hook{"type filter hook forward priority filter", nftables.ChainHookForward, nftables.ChainPriorityFilter}
+	return &hook{
+		text:   "type filter hook forward priority filter",
+		number: nftables.ChainHookForward, priority: nftables.ChainPriorityFilter,
+	}
 }
 
 // captureTable captures flows. Rules that are cheap, or that decide about most packets, come first: a packet of a captured
 // flow gets as far as the second.
 func captureTable(c *Config) table {
 	rules := established(c)
-	rules = append(rules, rule{"other protocols are left to the kernel", []clause{notTCP(), leave()}})
+	rules = append(rules, rule{"other protocols are left to the kernel", []clause{otherProtocol(c), leave()}})
 	if c.FailClosed {
-		rules = append(rules, rule{
-			"judged by a living program: the guard table lets pass what no rule below captures",
-			[]clause{setMark(c.Exempt, c.Mask)},
-		})
+		rules = append(rules, judged(c))
 	}
 	rules = append(rules, familyRules(c)...)
 	rules = append(rules,
@@ -42,23 +49,55 @@ func captureTable(c *Config) table {
 			[]clause{inState("new", expr.CtStateBitNEW), notOpening(), leave()},
 		},
 	)
-	rules = append(rules, flowRules(c)...)
-	rules = append(rules,
-		rule{"this host's own addresses, broadcast and multicast", []clause{destinationKindIn(kindsSet), leave()}},
-		rule{"everything else is captured", []clause{jump(interceptChain)}},
-	)
-	return table{name: c.Table, sets: captureSets(c), chains: []chain{
-		{name: interceptChain, rules: interceptRules(c)},
-		{name: preroutingChain, hook: preroutingHook(), rules: rules},
-	}}
+	rules = append(rules, flowRules(c, overrideRules(c))...)
+	rules = append(rules, ownRule())
+	rules = append(rules, udpRules(c)...)
+	rules = append(rules, rule{"everything else is captured", []clause{jump(interceptChain)}})
+
+	chains := []chain{{name: interceptChain, rules: interceptRules(c)}}
+	if c.DNS.captured() {
+		chains = append(chains, chain{name: dnsChain, rules: dnsRules(c)})
+	}
+	if len(c.Always) > 0 {
+		chains = append(chains, chain{name: alwaysChain, rules: alwaysRules()})
+	}
+	if c.Output.captured() {
+		chains = append(chains, c.own())
+	}
+	chains = append(chains, chain{name: preroutingChain, hook: preroutingHook(), rules: rules})
+	if c.DNS.UDP {
+		chains = append(chains, answersOf(c))
+	}
+	if c.Output.captured() {
+		chains = append(chains, c.output())
+	}
+	chains = append(chains, routerChains(c)...)
+	return table{name: c.Table, sets: captureSets(c), chains: chains}
 }
 
-// drainedTable captures no new flow.
+// drainedTable captures no new flow and no query; those under way are answered.
 func drainedTable(c *Config) table {
-	return table{name: c.Table, sets: captureSets(c), chains: []chain{
-		{name: interceptChain},
-		{name: preroutingChain, hook: preroutingHook(), rules: established(c)},
-	}}
+	drained := captureTable(c)
+	for i := range drained.chains {
+		switch chain := &drained.chains[i]; chain.name {
+		case preroutingChain:
+			chain.rules = established(c)
+		case answersChain, ownChain, masqueradeChain, clampChain:
+		case outputChain:
+			*chain = c.drainedOutput()
+		default:
+			chain.rules = nil
+		}
+	}
+	return drained
+}
+
+// judged tells the guard that a living program has looked at a packet.
+func judged(c *Config) rule {
+	return rule{
+		"judged by a living program: the guard table lets pass what no rule below captures",
+		[]clause{setMark(c.Exempt, c.Mask)},
+	}
 }
 
 // guardTable refuses to forward flows that are to be captured. While a program lives, its rules come first, so that the
@@ -67,27 +106,35 @@ func guardTable(c *Config) table {
 	rules := []rule{
 		{"judged by the living program", []clause{marked(c.Exempt, c.Mask), leave()}},
 		incomingRule(c),
-		{"other protocols", []clause{notTCP(), leave()}},
+		{"other protocols", []clause{otherProtocol(c), leave()}},
 	}
 	rules = append(rules, familyRules(c)...)
 	rules = append(rules, rule{"answers of connections that others opened to clients", []clause{reply(), leave()}})
-	rules = append(rules, flowRules(c)...)
+	rules = append(rules, flowRules(c, guardRules(c))...)
+	rules = append(rules, udpRules(c)...)
 	rules = append(rules, rule{"to be captured, and nobody does: begun before or not", []clause{tcp(), refuse()}})
-	return table{name: guardName(c.Table), sets: flowSets(c), chains: []chain{
-		{name: forwardChain, hook: forwardHook(), rules: rules},
-	}}
+	chains := []chain{{name: forwardChain, hook: forwardHook(), rules: rules}}
+	if c.Output.captured() {
+		chains = append(chains, c.guardOutput())
+	}
+	sets := slices.Concat(flowSets(c), udpSets(c), overrideSets(c), outputSets(c))
+	return table{name: guardName(c.Table), sets: sets, chains: chains}
 }
 
 // established are the rules for packets of flows that were captured. ICMP errors are theirs, too: without them a sender
 // never learns that its packets are too big. UDP is not, where a transparent socket may be there for answers only.
 func established(c *Config) []rule {
-	return []rule{
+	var rules []rule
+	if c.Output.captured() {
+		rules = append(rules, c.ownIncoming())
+	}
+	return append(rules, []rule{
 		incomingRule(c),
 		{
 			"a captured flow: a transparent socket has it, or the packet that an ICMP error is about",
 			[]clause{notUDP(), ofTransparentSocket(), setMark(c.LAN, c.Mask), accept()},
 		},
-	}
+	}...)
 }
 
 func incomingRule(c *Config) rule {
@@ -101,21 +148,143 @@ func incomingRule(c *Config) rule {
 func familyRules(c *Config) []rule {
 	var rules []rule
 	for _, f := range families() {
-		if _, ok := f.listener(c); ok && len(c.Listen) == 1 {
+		if _, ok := f.listener(c.Listen); ok && len(c.Listen) == 1 {
 			rules = append(rules, rule{"there is a listener for " + f.proto + " only", []clause{f.isNot(), leave()}})
 		}
 	}
 	return rules
 }
 
-// flowRules let pass what is not to be captured by its port and addresses.
-func flowRules(c *Config) []rule {
-	rules := []rule{{"ports that are not captured", []clause{portNotIn(portsSet), leave()}}}
+// overrides reports whether anything is captured whatever Ports and Bypass say.
+func (c *Config) overrides() bool { return c.DNS.captured() || len(c.Always) > 0 }
+
+// judgesUDP reports whether any UDP but queries is not left to the kernel because of its port.
+func (c *Config) judgesUDP() bool { return len(c.RefusedUDP)+len(c.DroppedUDP) > 0 }
+
+// otherProtocol matches what the rules do not judge.
+func otherProtocol(c *Config) clause {
+	if c.DNS.UDP || len(c.Always) > 0 || c.judgesUDP() {
+		return protocolNotIn(protocolsSet)
+	}
+	return notTCP()
+}
+
+// ownRule lets pass what is for this host. Its own resolver answers at its own addresses.
+func ownRule() rule {
+	return rule{"this host's own addresses, broadcast and multicast", []clause{destinationKindIn(kindsSet), leave()}}
+}
+
+// flowRules let pass what is not to be captured by its port and addresses. Between them are the overrides: what these end
+// is captured whatever Bypass says.
+func flowRules(c *Config, overrides []rule) []rule { return destinationRules(c, overrides, true) }
+
+// destinationRules are flowRules, with a look at the sources or without.
+func destinationRules(c *Config, overrides []rule, sources bool) []rule {
+	rules := portRules(c)
+	var bypass []rule
 	for _, f := range families() {
-		if _, ok := f.listener(c); ok {
-			rules = append(rules,
-				rule{"sources that are not captured", []clause{f.sourceNotIn(clientsSet + f.suffix), leave()}},
-				rule{"destinations that are left to the kernel", []clause{f.destinationIn(bypassSet + f.suffix), leave()}})
+		if _, ok := f.listener(c.Listen); !ok {
+			continue
+		}
+		if sources {
+			rules = append(rules, rule{"sources that are not captured", []clause{f.sourceNotIn(clientsSet + f.suffix), leave()}})
+		}
+		left := rule{"destinations that are left to the kernel", []clause{f.destinationIn(bypassSet + f.suffix), leave()}}
+		if !c.overrides() {
+			rules = append(rules, left)
+			continue
+		}
+		rules = append(rules, rule{"networks of the capturing interfaces", []clause{f.destinationIn(neighboursSet + f.suffix), leave()}})
+		bypass = append(bypass, left)
+	}
+	return slices.Concat(rules, overrides, bypass)
+}
+
+// portRules let pass what is not to be captured by its port. No later rule takes UDP that is no DNS for anything else, but
+// most packets of it would meet all of them.
+func portRules(c *Config) []rule {
+	const tcpComment = "ports that are not captured"
+	otherUDP, udpComment := udp(), "UDP that is no DNS"
+	switch {
+	case c.judgesUDP():
+		otherUDP, udpComment = udpPortNotIn(udpPortsSet), "UDP ports that are left to the kernel"
+	case c.DNS.UDP:
+		otherUDP = udpPortNot(dnsPort)
+	}
+	var rules []rule
+	if len(c.Always) > 0 {
+		for _, f := range families() {
+			if _, ok := f.listener(c.Listen); ok {
+				not := f.destinationNotIn(alwaysSet + f.suffix)
+				rules = append(rules,
+					rule{tcpComment, []clause{portNotIn(portsSet), not, leave()}},
+					rule{udpComment, []clause{otherUDP, not, leave()}})
+			}
+		}
+		return rules
+	}
+	rules = append(rules, rule{tcpComment, []clause{portNotIn(portsSet), leave()}})
+	if c.DNS.UDP || c.judgesUDP() {
+		rules = append(rules, rule{udpComment, []clause{otherUDP, leave()}})
+	}
+	return rules
+}
+
+// udpRules end the UDP that is not to pass.
+func udpRules(c *Config) []rule {
+	if !c.judgesUDP() {
+		return nil
+	}
+	return []rule{
+		{"UDP ports that are refused: who is told so turns to TCP at once", []clause{udpPortIn(refusedSet), unreachable()}},
+		{"UDP ports that are dropped", []clause{udpPortIn(droppedSet), discard()}},
+	}
+}
+
+// overrideRules capture what is captured whatever Ports and Bypass say. Nothing comes back from their chains: what has no
+// listener there is no flow like any other.
+func overrideRules(c *Config) []rule {
+	var rules []rule
+	for _, t := range c.DNS.transports() {
+		rules = append(rules, rule{"DNS over " + t.name + ", whatever server is asked", []clause{t.query, follow(dnsChain)}})
+	}
+	if len(c.Always) > 0 {
+		for _, f := range families() {
+			if _, ok := f.listener(c.Listen); ok {
+				rules = append(rules, rule{
+					"destinations that are always captured",
+					[]clause{f.destinationIn(alwaysSet + f.suffix), follow(alwaysChain)},
+				})
+			}
+		}
+	}
+	return rules
+}
+
+// alwaysRules decide about the destinations that are always captured.
+func alwaysRules() []rule {
+	return []rule{
+		ownRule(),
+		{"only TCP can be carried: who is told so turns to it", []clause{udp(), unreachable()}},
+		{"whatever port it is", []clause{follow(interceptChain)}},
+	}
+}
+
+// guardRules refuse what overrideRules capture.
+func guardRules(c *Config) []rule {
+	var rules []rule
+	for _, t := range c.DNS.transports() {
+		rules = append(rules, rule{"DNS over " + t.name + ", which nobody answers", []clause{t.query, t.refuse}})
+	}
+	if len(c.Always) > 0 {
+		const comment = "destinations that are always captured, and nobody does"
+		for _, f := range families() {
+			if _, ok := f.listener(c.Listen); ok {
+				always := f.destinationIn(alwaysSet + f.suffix)
+				rules = append(rules,
+					rule{comment, []clause{always, udp(), unreachable()}},
+					rule{comment, []clause{always, tcp(), refuse()}})
+			}
 		}
 	}
 	return rules
@@ -126,7 +295,7 @@ func flowRules(c *Config) []rule {
 func interceptRules(c *Config) []rule {
 	var rules []rule
 	for _, f := range families() {
-		if listener, ok := f.listener(c); ok {
+		if listener, ok := f.listener(c.Listen); ok {
 			rules = append(rules, rule{
 				"to the transparent listener for " + f.proto,
 				[]clause{f.is(), tcp(), f.deliver(listener), setMark(c.LAN, c.Mask), accept()},
@@ -139,9 +308,9 @@ func interceptRules(c *Config) []rule {
 	return rules
 }
 
-// listener returns the listener of the family.
-func (f family) listener(c *Config) (netip.AddrPort, bool) {
-	for _, listener := range c.Listen {
+// listener returns the one of the family.
+func (f family) listener(listeners []netip.AddrPort) (netip.AddrPort, bool) {
+	for _, listener := range listeners {
 		if f.has(listener.Addr()) {
 			return listener, true
 		}

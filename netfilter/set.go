@@ -1,7 +1,6 @@
 package netfilter
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
 	"strings"
@@ -35,13 +34,27 @@ const (
 	interfacesSet = "interfaces"
 	portsSet      = "ports"
 	clientsSet    = "clients"
+	neighboursSet = "neighbours"
 	bypassSet     = "bypass"
+	alwaysSet     = "always"
 	kindsSet      = "kinds"
+	protocolsSet  = "protocols"
+	udpPortsSet   = "udp_ports"
+	refusedSet    = "udp_refused"
+	droppedSet    = "udp_dropped"
 )
 
 // flowSets are the sets by which both tables tell flows apart. They are always the same, empty or not, so that a change of
 // the configuration changes only elements.
 func flowSets(c *Config) []set {
+	ports := c.Ports
+	if c.DNS.TCP {
+		ports = append(slices.Clone(ports), PortRange{dnsPort, dnsPort})
+	}
+	bypassed := c.Bypass
+	if !c.overrides() {
+		bypassed = slices.Concat(bypassed, c.Neighbours) // nothing tells the two apart
+	}
 	sets := []set{
 		{
 			name: interfacesSet, kind: nftables.TypeIFName,
@@ -51,10 +64,10 @@ func flowSets(c *Config) []set {
 		{
 			name: portsSet, kind: nftables.TypeInetService, interval: true,
 			comment:  "TCP destination ports that are captured",
-			elements: portElements(c.Ports),
+			elements: portElements(ports),
 		},
 	}
-	clients, bypass := ranges(c.Clients), ranges(c.Bypass)
+	clients, bypass := ranges(c.Clients), ranges(bypassed)
 	for _, f := range families() {
 		sets = append(sets,
 			set{
@@ -71,9 +84,72 @@ func flowSets(c *Config) []set {
 	return sets
 }
 
-// captureSets are the sets of the capturing table.
+// udpSets are those that both tables have beside flowSets if c says anything about UDP.
+func udpSets(c *Config) []set {
+	var sets []set
+	if c.overrides() || c.judgesUDP() {
+		sets = append(sets, set{
+			name: protocolsSet, kind: nftables.TypeInetProto,
+			comment:  "protocols that the rules judge",
+			elements: []element{protocolElement("tcp", unix.IPPROTO_TCP), protocolElement("udp", unix.IPPROTO_UDP)},
+		})
+	}
+	if !c.judgesUDP() {
+		return sets
+	}
+	judged := slices.Concat(c.RefusedUDP, c.DroppedUDP)
+	if c.DNS.UDP {
+		judged = append(judged, PortRange{dnsPort, dnsPort})
+	}
+	return append(sets,
+		set{
+			name: udpPortsSet, kind: nftables.TypeInetService, interval: true,
+			comment:  "UDP destination ports that are not left to the kernel",
+			elements: portElements(judged),
+		},
+		set{
+			name: refusedSet, kind: nftables.TypeInetService, interval: true,
+			comment:  "UDP destination ports that are refused",
+			elements: portElements(c.RefusedUDP),
+		},
+		set{
+			name: droppedSet, kind: nftables.TypeInetService, interval: true,
+			comment:  "UDP destination ports that are dropped",
+			elements: portElements(c.DroppedUDP),
+		})
+}
+
+// overrideSets are those that both tables have beside the others if c overrides anything.
+func overrideSets(c *Config) []set {
+	if !c.overrides() {
+		return nil
+	}
+	var sets []set
+	neighbours, always := ranges(c.Neighbours), ranges(c.Always)
+	for _, f := range families() {
+		sets = append(sets,
+			set{
+				name: neighboursSet + f.suffix, kind: f.kind, interval: true,
+				comment:  "networks of the capturing interfaces: not even DNS to them is captured",
+				elements: f.elements(neighbours),
+			},
+			set{
+				name: alwaysSet + f.suffix, kind: f.kind, interval: true,
+				comment:  "destinations that are captured whatever the port",
+				elements: f.elements(always),
+			})
+	}
+	return sets
+}
+
+// captureSets are the sets of the capturing table. The first are those that Open creates.
 func captureSets(c *Config) []set {
-	return append(flowSets(c), set{
+	return slices.Concat(flowSets(c), []set{kinds()}, udpSets(c), overrideSets(c), outputSets(c), routerSets(c))
+}
+
+// kinds are those of the routing tables (rtnetlink(7), rtm_type).
+func kinds() set {
+	return set{
 		name: kindsSet, kind: nftables.TypeFIBAddr,
 		comment: "kinds of destinations that no packet is captured for: this host's own addresses, and groups",
 		// Not "all but unicast": IPv6 addresses without a route, which the upstream proxy may well reach, are no unicast.
@@ -81,7 +157,7 @@ func captureSets(c *Config) []set {
 			kindElement("local", unix.RTN_LOCAL), kindElement("broadcast", unix.RTN_BROADCAST),
 			kindElement("anycast", unix.RTN_ANYCAST), kindElement("multicast", unix.RTN_MULTICAST),
 		},
-	})
+	}
 }
 
 func interfaceElements(c *Config) []element {
@@ -92,15 +168,17 @@ func interfaceElements(c *Config) []element {
 	slices.Sort(names)
 	var elements []element
 	for _, name := range slices.Compact(names) {
-		key := make([]byte, nftables.TypeIFName.Bytes)
-		copy(key, name)
-		elements = append(elements, element{`"` + name + `"`, []nftables.SetElement{{Key: key}}})
+		elements = append(elements, element{`"` + name + `"`, []nftables.SetElement{{Key: interfaceKey(name)}}})
 	}
 	return elements
 }
 
 func kindElement(name string, kind uint32) element {
 	return element{name, []nftables.SetElement{{Key: native(kind)}}}
+}
+
+func protocolElement(name string, number byte) element {
+	return element{name, []nftables.SetElement{{Key: []byte{number}}}}
 }
 
 // ranges merges prefixes: the kernel refuses those that overlap. Ranges rather than prefixes come out since they do not
@@ -166,9 +244,9 @@ func portElements(ports []PortRange) []element {
 	for _, r := range merged {
 		var end []byte
 		if r.Last < 1<<16-1 {
-			end = binary.BigEndian.AppendUint16(nil, r.Last+1)
+			end = network(r.Last + 1)
 		}
-		elements = append(elements, element{r.String(), interval(binary.BigEndian.AppendUint16(nil, r.First), end)})
+		elements = append(elements, element{r.String(), interval(network(r.First), end)})
 	}
 	return elements
 }

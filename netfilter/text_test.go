@@ -28,7 +28,38 @@ func textConfigs() map[string]Config {
 	empty.Interfaces, empty.Clients, empty.Bypass, empty.Ports = nil, nil, nil, nil
 	empty.FailClosed = true
 
-	return map[string]Config{"plain": plain, "closed": closed, "uplinks": uplinks, "empty": empty}
+	dns := dnsConfig()
+	dns.Neighbours = prefixes("10.2.0.0/24", "fd02::/64")
+	dns.Always = prefixes("198.18.0.0/15", "fd0f:a4e1:b0d5:c0de::/64")
+	dns.FailClosed = true
+
+	udp := dnsConfig()
+	udp.Listen, udp.DNS.Listen, udp.DNS.TCP = udp.Listen[:1], udp.DNS.Listen[:1], false
+
+	tcp := dnsConfig()
+	tcp.DNS.UDP = false
+	tcp.Neighbours = prefixes("10.2.0.0/24")
+	tcp.FailClosed = true
+
+	always := testConfig()
+	always.Always = prefixes("198.18.0.0/15")
+
+	quic := testConfig()
+	quic.RefusedUDP, quic.DroppedUDP = []PortRange{{443, 443}}, []PortRange{{8000, 8100}}
+	quic.FailClosed = true
+
+	router := testConfig()
+	router.Router = true
+
+	output := dns
+	output.RefusedUDP = quic.RefusedUDP
+	output.Output = Output{Mark: 0x02000000, Users: []uint32{1000, 65534}, Groups: []uint32{27}}
+
+	return map[string]Config{
+		"quic": quic, "output": output, "router": router,
+		"plain": plain, "closed": closed, "uplinks": uplinks, "empty": empty,
+		"dns": dns, "dns-udp": udp, "dns-tcp": tcp, "always": always,
+	}
 }
 
 func TestText(t *testing.T) {
@@ -48,7 +79,7 @@ func TestText(t *testing.T) {
 			if got != string(want) {
 				t.Errorf("%s is different (go test -update writes it anew); got:\n%s", golden, got)
 			}
-			for _, table := range []table{captureTable(&c), guardTable(&c)} {
+			for _, table := range []table{captureTable(&c), drainedTable(&c), guardTable(&c)} {
 				for _, chain := range table.chains {
 					for _, rule := range chain.rules {
 						if rule.comment == "" || len(rule.comment) > maxComment {
@@ -58,6 +89,16 @@ func TestText(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNeighboursAloneAreBypassed has nothing that Bypass does not exempt.
+func TestNeighboursAloneAreBypassed(t *testing.T) {
+	c := testConfig()
+	want := Text(c)
+	c.Neighbours, c.Bypass = c.Bypass[:1], c.Bypass[1:]
+	if got := Text(c); got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
 }
 

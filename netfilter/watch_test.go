@@ -50,8 +50,7 @@ func TestWatchRestores(t *testing.T) {
 				}
 				t.Cleanup(func() { h.Close() })
 			}
-			c := testConfig()
-			c.FailClosed = true
+			c := watchedConfig()
 			mustApply(t, h, c)
 			watch(t, h)
 
@@ -88,20 +87,30 @@ func TestWatchRestores(t *testing.T) {
 // damages are what another program may do to a table.
 func damages(victim table) map[string]func(*nftables.Conn) {
 	library := victim.library()
-	return map[string]func(*nftables.Conn){
+	all := map[string]func(*nftables.Conn){
 		"flush ruleset": func(conn *nftables.Conn) { conn.FlushRuleset() },
 		"delete table":  func(conn *nftables.Conn) { conn.DelTable(library) },
 		"flush table":   func(conn *nftables.Conn) { conn.FlushTable(library) },
-		"flush chain": func(conn *nftables.Conn) {
-			conn.FlushChain(&nftables.Chain{Table: library, Name: victim.chains[0].name})
-		},
-		"flush set": func(conn *nftables.Conn) { conn.FlushSet(&nftables.Set{Table: library, Name: "clients4"}) },
+		"flush set":     func(conn *nftables.Conn) { conn.FlushSet(&nftables.Set{Table: library, Name: "clients4"}) },
 	}
+	for _, c := range victim.chains {
+		all["flush chain "+c.name] = func(conn *nftables.Conn) {
+			conn.FlushChain(&nftables.Chain{Table: library, Name: c.name})
+		}
+	}
+	return all
+}
+
+// watchedConfig has all chains.
+func watchedConfig() Config {
+	c := dnsConfig()
+	c.Always = prefixes("198.18.0.0/15")
+	c.FailClosed = true
+	return c
 }
 
 func TestIntactSeesDamage(t *testing.T) {
-	c := testConfig()
-	c.FailClosed = true
+	c := watchedConfig()
 	for name, damage := range damages(guardTable(&c)) {
 		t.Run(name, func(t *testing.T) {
 			within(t, func() {

@@ -8,45 +8,79 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
 
 // errStopped ends the flows that are left when the time to drain is over.
 var errStopped = errors.New("the gateway stops")
 
-// detached are the flows that were taken off the engine. The zero value is ready.
+// detached are the flows that have goroutines of their own. The zero value is ready.
 type detached struct {
 	running sync.WaitGroup
 
-	mutex  sync.Mutex
-	resets map[*flow]context.CancelCauseFunc
+	mutex    sync.Mutex
+	draining bool
+	flows    map[*carried]struct{}
 }
 
-// carry runs a flow on a goroutine of its own. ctx ends when it is to be reset.
-func (d *detached) carry(f *flow, run func(ctx context.Context)) {
+// carried is one of them.
+type carried struct {
+	drain func() // to take no further request; nil for a flow that has none
+	reset context.CancelCauseFunc
+}
+
+// carry runs a flow on a goroutine of its own. Its context ends when it is to be
+// reset; drain, which may be nil, is called when it is to end by itself soon.
+func (d *detached) carry(drain func(), run func(ctx context.Context)) {
 	ctx, reset := context.WithCancelCause(context.Background())
+	c := &carried{drain, reset}
 	d.mutex.Lock()
-	if d.resets == nil {
-		d.resets = make(map[*flow]context.CancelCauseFunc)
+	if d.flows == nil {
+		d.flows = make(map[*carried]struct{})
 	}
-	d.resets[f] = reset
+	d.flows[c] = struct{}{}
+	late := d.draining && drain != nil
 	d.mutex.Unlock()
+	if late {
+		drain()
+	}
 	d.running.Go(func() {
 		run(ctx)
 		d.mutex.Lock()
-		delete(d.resets, f)
+		delete(d.flows, c)
 		d.mutex.Unlock()
 		reset(nil)
 	})
 }
 
+// drain asks the flows that could go on for ever to come to an end.
+func (d *detached) drain() {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.draining = true
+	for c := range d.flows {
+		if c.drain != nil {
+			c.drain()
+		}
+	}
+}
+
+func (d *detached) isDraining() bool {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	return d.draining
+}
+
 // close lets the flows run on for some time, resets those that are left, and
 // returns when all have ended. No flow may be added any more.
 func (d *detached) close(after time.Duration) {
+	d.drain()
 	timer := time.AfterFunc(after, func() {
 		d.mutex.Lock()
 		defer d.mutex.Unlock()
-		for _, reset := range d.resets {
-			reset(errStopped)
+		for c := range d.flows {
+			c.reset(errStopped)
 		}
 	})
 	defer timer.Stop()
@@ -55,7 +89,7 @@ func (d *detached) close(after time.Duration) {
 
 // detach takes the flow over from the engine, on its loop, and does not wait.
 func (f *flow) detach(client int, flight []byte) {
-	f.server.detached.carry(f, func(ctx context.Context) {
+	f.server.detached.carry(nil, func(ctx context.Context) {
 		start := time.Now()
 		f.record.Sent, f.record.Received, f.record.Err = f.tunnel(ctx, client, flight)
 		f.record.Duration = time.Since(start)
@@ -73,18 +107,12 @@ func (f *flow) tunnel(ctx context.Context, socket int, flight []byte) (sent, rec
 	// Until the relay clears it, the linger time makes this a reset: a flow that
 	// could not be carried must not look finished.
 	defer client.Close()
-	conn, rest, err := f.server.dialer.Tunnel(ctx, f.proxy, f.target())
+	conn, rest, err := f.server.config.Dialer.Tunnel(ctx, f.proxy, f.target())
 	if err != nil {
 		return 0, 0, err
 	}
 	conn.SetLinger(0)
-	s := session{
-		client: client, upstream: conn,
-		idle: f.server.config.IdleTimeout, halfClose: f.server.config.HalfCloseTimeout,
-	}
-	stop := context.AfterFunc(ctx, func() { s.abort(context.Cause(ctx)) })
-	defer stop()
-	return s.relay(flight, rest)
+	return f.server.relay(ctx, client, conn, flight, rest)
 }
 
 // adopt makes a connection of the standard library of a socket, and closes it on
@@ -96,5 +124,8 @@ func adopt(socket int) (*net.TCPConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take the client's socket: %w", err)
 	}
-	return conn.(*net.TCPConn), nil
+	client := conn.(*net.TCPConn)
+	// Package net has put its own, shorter times in the place of ours.
+	client.SetKeepAliveConfig(upstream.KeepAlive())
+	return client, nil
 }

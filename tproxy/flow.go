@@ -14,8 +14,8 @@ type Record struct {
 	Duration    time.Duration
 	Client      netip.AddrPort
 	Destination netip.AddrPort // the original destination: the address that the client dialled
-	Name        string         // what the client called it; empty if it did not say
-	NameFrom    string         // where Name came from: "sni" or "host"
+	Name        string         // what the client called it; empty if that is not known
+	NameFrom    string         // where Name came from: "sni", "host", or what Policy.Name says
 	Way         string         // "upstream", "direct"; empty if the flow ended before that was decided
 	Upstream    string         // the proxy, without credentials; empty for the direct way
 	Sent        int64          // bytes from the client to the destination
@@ -28,15 +28,18 @@ type Record struct {
 type flow struct {
 	server  *Server
 	sniffer sniffer         // nil once it has answered, and for ports that are not peeked
-	source  string          // what the sniffer's name is called in the access log
+	source  string          // what the sniffer finds
+	plain   bool            // it is one of HTTP/1 requests, each of which is carried for itself
 	proxy   *upstream.Proxy // nil for the direct way
-	first   netip.AddrPort  // the proxy's address that is tried first
 	record  Record
 }
 
 func (s *Server) newFlow(client, destination netip.AddrPort) *flow {
 	f := &flow{server: s, record: Record{Client: client, Destination: destination}}
-	f.sniffer, f.source = snifferFor(destination.Port())
+	f.sniffer, f.source = s.policy.snifferFor(destination.Port())
+	if f.source != requests && s.policy.placeholder(destination.Addr()) {
+		f.sniffer = nil // the address stands for a name, and so says all that a first flight could
+	}
 	return f
 }
 
@@ -50,7 +53,10 @@ func (f *flow) Peek(flight []byte, last bool) (more bool) {
 	if verdict == sniff.More && !last {
 		return true
 	}
-	if verdict == sniff.Found {
+	switch {
+	case verdict == sniff.Found && f.source == requests:
+		f.plain = true
+	case verdict == sniff.Found:
 		f.record.Name, f.record.NameFrom = name, f.source
 	}
 	f.sniffer = nil
@@ -60,28 +66,49 @@ func (f *flow) Peek(flight []byte, last bool) (more bool) {
 // Route decides where the flow goes.
 func (f *flow) Route() (relay.Hop, error) {
 	s := f.server
-	if s.policy.refuses(f.record.Destination.Addr()) {
+	destination := f.record.Destination.Addr()
+	if s.policy.refuses(destination) {
 		return relay.Hop{}, errRefused
+	}
+	if f.plain {
+		return relay.Hop{Detach: f.forward}, nil
+	}
+	if f.record.Name == "" && s.policy.Name != nil {
+		f.record.Name, f.record.NameFrom = s.policy.Name(f.record.Client.Addr(), destination)
+	}
+	placeholder := s.policy.placeholder(destination)
+	if placeholder && f.record.Name == "" {
+		return relay.Hop{}, errForgotten
 	}
 	f.proxy = s.policy.proxy(f.record.Destination, f.record.Name)
 	if f.proxy == nil {
 		f.record.Way = wayDirect
+		if placeholder {
+			return relay.Hop{}, errForgotten
+		}
 		// To the address that the client chose, never to one resolved anew.
 		return relay.Hop{Addrs: []netip.AddrPort{f.record.Destination}}, nil
 	}
 	f.record.Way, f.record.Upstream = wayUpstream, f.proxy.String()
 
-	addresses, known := s.dialer.Known(f.proxy)
+	addresses, known := s.config.Dialer.Known(f.proxy)
 	lease, standing := f.proxy.Standing()
 	if !known || !standing {
 		return relay.Hop{Detach: f.detach}, nil
 	}
-	handshake, err := f.proxy.Handshake(f.target())
+	handshake, err := f.proxy.Handshake(f.target(), lease)
 	if err != nil {
 		return relay.Hop{}, err
 	}
-	f.first = addresses[0]
-	return relay.Hop{Addrs: addresses, Handshake: leased{handshake, lease}}, nil
+	hop := relay.Hop{Addrs: addresses, Handshake: handshake}
+	if len(addresses) > 1 {
+		hop.Connected = func(address netip.AddrPort) {
+			if address != addresses[0] {
+				s.config.Dialer.Worked(f.proxy, address.Addr())
+			}
+		}
+	}
+	return hop, nil
 }
 
 // target is what the proxy is asked for: the name where one is known.
@@ -95,9 +122,6 @@ func (f *flow) target() upstream.Target {
 
 // Closed is the flow's end on the engine.
 func (f *flow) Closed(outcome relay.Outcome) {
-	if f.first.IsValid() && outcome.Address.IsValid() && outcome.Address != f.first && outcome.End != relay.ConnectFailed {
-		f.server.dialer.Worked(f.proxy, outcome.Address.Addr())
-	}
 	f.record.Sent, f.record.Received = outcome.Sent, outcome.Received
 	f.record.Duration, f.record.Err = outcome.Duration, outcome.Err
 	f.end()
@@ -105,22 +129,9 @@ func (f *flow) Closed(outcome relay.Outcome) {
 
 // end tells of the flow's end, however it was carried.
 func (f *flow) end() {
-	f.server.warn(&f.record)
+	if f.record.Way == wayUpstream && f.record.Err != nil && f.record.Sent+f.record.Received == 0 {
+		f.server.warn(f.record.Err)
+	}
 	f.server.config.Access(f.record)
 	f.server.open.Add(-1)
-}
-
-// leased is a handshake that tells the credential's breaker what became of it.
-type leased struct {
-	upstream.Handshake
-	lease *upstream.Lease
-}
-
-// Feed is that of the handshake.
-func (l leased) Feed(in []byte) (out, rest []byte, done bool, err error) {
-	out, rest, done, err = l.Handshake.Feed(in)
-	if done || err != nil {
-		l.lease.Settle(err)
-	}
-	return out, rest, done, err
 }

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,8 +23,9 @@ type session struct {
 	client, upstream *net.TCPConn
 	idle, halfClose  time.Duration
 
-	aborted atomic.Pointer[error] // why the watchdog or one direction ended it
-	halved  atomic.Bool           // one side's FIN is passed on
+	ending  sync.Mutex // one end at a time: a FIN is passed on, or both sides are reset
+	aborted error      // why the watchdog or one direction reset it; guarded by ending
+	halved  bool       // one side's FIN is passed on; guarded by ending
 }
 
 // relay carries bytes both ways until both sides have closed, one fails, or the
@@ -34,9 +34,12 @@ type session struct {
 //
 // A FIN is passed on as a FIN and leaves the other direction running (half-close,
 // RFC 9293 section 3.6); anything else resets both sides. Both connections are
-// closed on return. The copies are io.Copy between *net.TCPConn, which is
-// splice(2): the bytes do not enter user space.
+// closed on return. The bytes go by splice(2) and do not enter user space; the pipe
+// for that is taken only while there are some.
 func (s *session) relay(flight, rest []byte) (sent, received int64, err error) {
+	for _, conn := range []*net.TCPConn{s.client, s.upstream} {
+		keepUrgent(conn)
+	}
 	watchdog := s.watch()
 	defer watchdog.Stop()
 
@@ -45,8 +48,10 @@ func (s *session) relay(flight, rest []byte) (sent, received int64, err error) {
 	sent = s.carry("from the client", s.upstream, s.client, flight, watchdog)
 	down.Wait()
 
-	if cause := s.aborted.Load(); cause != nil {
-		return sent, received, *cause
+	s.ending.Lock()
+	defer s.ending.Unlock()
+	if s.aborted != nil {
+		return sent, received, s.aborted
 	}
 	// Both sides are at their end: now a close is an orderly one.
 	clearLinger(s.client)
@@ -67,28 +72,102 @@ func (s *session) carry(direction string, to, from *net.TCPConn, before []byte, 
 	}
 	if err == nil {
 		var n int64
-		n, err = io.Copy(to, from)
+		n, err = splice(to, from)
 		moved += n
 	}
-	if err == nil && !s.halved.Load() && info(from).State == stateClose {
-		// The kernel tells of a reset once. If that was to the write of the other
-		// direction, the read here sees an end that looks like a FIN.
-		err = syscall.ECONNRESET
-	}
-	// Before the FIN goes out: once both sides have sent one, the state above is
-	// that of an orderly end.
-	first := err == nil && s.halved.CompareAndSwap(false, true)
 	if err == nil {
-		err = to.CloseWrite()
+		err = s.passFIN(to, from, watchdog)
 	}
 	if err != nil {
 		s.abort(fmt.Errorf("%s: %w", direction, cause(err)))
-		return moved
-	}
-	if first {
-		watchdog.Reset(s.halfClose)
 	}
 	return moved
+}
+
+// copyOnce carries what one read gives.
+func copyOnce(to, from *net.TCPConn) (n int, err error) {
+	var buffer [4 << 10]byte
+	if n, err = from.Read(buffer[:]); n > 0 {
+		return to.Write(buffer[:n])
+	}
+	return 0, err
+}
+
+// splice carries one direction to its end. Package net holds a pipe, of two
+// descriptors, for as long as a copy lasts: so each copy is of what has arrived, and
+// none waits for more.
+func splice(to, from *net.TCPConn) (moved int64, err error) {
+	raw, err := from.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var ready int
+	var urgent bool // there is urgent data, at whose mark splice(2) would stop for good
+	arrived := func(fd uintptr) (done bool) {
+		for {
+			if ready, err = unix.IoctlGetInt(int(fd), unix.SIOCINQ); ready > 0 || err != nil {
+				// Looked at afterwards: a mark among these bytes is known then.
+				events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}
+				unix.Poll(events, 0)
+				urgent = events[0].Revents&unix.POLLPRI != 0
+				return true
+			}
+			urgent = false
+			// The end, a reset, or nothing yet. A reset is told once, so here if at all.
+			var one [1]byte
+			n, _, failure := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+			switch {
+			case failure == unix.EAGAIN:
+				return false
+			case failure == unix.EINTR:
+			case n <= 0:
+				err = failure
+				return true
+			}
+		}
+	}
+	for {
+		if failure := raw.Read(arrived); failure != nil {
+			return moved, failure
+		}
+		if err != nil {
+			return moved, err
+		}
+		if urgent {
+			n, err := copyOnce(to, from)
+			moved += int64(n)
+			if err != nil {
+				return moved, err
+			}
+			continue
+		}
+		// At its end nothing has arrived, and a read of anything tells so.
+		n, err := to.ReadFrom(&io.LimitedReader{R: from, N: int64(max(ready, 1))})
+		moved += n
+		if err != nil || n == 0 {
+			return moved, err
+		}
+	}
+}
+
+// passFIN tells a side that the other will send no more.
+func (s *session) passFIN(to, from *net.TCPConn, watchdog *time.Timer) error {
+	s.ending.Lock()
+	defer s.ending.Unlock()
+	if s.aborted != nil {
+		return s.aborted // before this side could be told that all is well
+	}
+	if !s.halved && info(from).State == stateClose {
+		// The kernel tells of a reset once. If that was to the write of the other
+		// direction, the read here sees an end that looks like a FIN. Once both
+		// sides have sent one, this state is that of an orderly end.
+		return syscall.ECONNRESET
+	}
+	if !s.halved {
+		s.halved = true
+		watchdog.Reset(s.halfClose)
+	}
+	return to.CloseWrite()
 }
 
 // cause is what the kernel said, without the addresses that package net puts
@@ -103,7 +182,10 @@ func cause(err error) error {
 
 // abort resets both sides; the first cause is the one that is told.
 func (s *session) abort(cause error) {
-	if s.aborted.CompareAndSwap(nil, &cause) {
+	s.ending.Lock()
+	defer s.ending.Unlock()
+	if s.aborted == nil {
+		s.aborted = cause
 		s.client.Close()
 		s.upstream.Close()
 	}
@@ -118,17 +200,21 @@ func (s *session) watch() *time.Timer {
 	before := int64(-1)
 	timer = time.AfterFunc(s.idle, func() {
 		<-ready
+		moved := progress(s.client) + progress(s.upstream)
+		s.ending.Lock()
 		limit, cause := s.idle, errIdle
-		if s.halved.Load() {
+		if s.halved {
 			limit, cause = s.halfClose, errHalfClose
 		}
-		moved := progress(s.client) + progress(s.upstream)
-		if moved == before {
-			s.abort(cause)
-			return
-		}
+		still := moved == before
 		before = moved
-		timer.Reset(limit)
+		if !still {
+			timer.Reset(limit) // under the mutex: passFIN may be about to shorten it
+		}
+		s.ending.Unlock()
+		if still {
+			s.abort(cause)
+		}
 	})
 	close(ready)
 	return timer
@@ -158,6 +244,13 @@ func info(conn *net.TCPConn) (state unix.TCPInfo) {
 		}
 	})
 	return state
+}
+
+// keepUrgent leaves urgent data in the stream (tcp(7)), where it is carried like other.
+func keepUrgent(conn *net.TCPConn) {
+	if raw, err := conn.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
+	}
 }
 
 // clearLinger makes the next close an ordinary one: what is still unsent is

@@ -18,9 +18,20 @@ type Policy struct {
 	Upstream *upstream.Proxy
 	// HTTP carries port 80 in place of Upstream; nil for no difference.
 	HTTP *upstream.Proxy
+	// Plain reports whether the HTTP/1 requests that come to a port are carried one by
+	// one (package forward) and not through a tunnel. Nil for no port.
+	Plain func(port uint16) bool
 	// Local reports whether an address is the gateway's own; such a destination
 	// is refused. It must be safe for concurrent use.
 	Local func(netip.Addr) bool
+	// Name returns what a client means by an address that it does not name itself:
+	// the name for which it was told this address, and where that is known from;
+	// both empty if it is not known. It is called on event loops by many flows at
+	// once: it must not wait for anything. May be nil.
+	Name func(client, destination netip.Addr) (name, source string)
+	// Placeholder reports whether an address only stands for a name, which Name
+	// returns, and leads nowhere by itself. Like Name; may be nil.
+	Placeholder func(netip.Addr) bool
 }
 
 // The two ways out, as the access log names them.
@@ -42,14 +53,24 @@ type sniffer interface {
 	Next(flight []byte) (name string, verdict sniff.Verdict)
 }
 
-// snifferFor returns the parser for a destination port and what the access log
-// calls a name that it found, or nil for a port that is not peeked.
-func snifferFor(port uint16) (sniffer, string) {
-	switch port {
-	case portHTTP:
-		return new(sniff.HTTP), "host"
-	case portHTTPS:
-		return new(sniff.TLS), "sni"
+// What a flow is once its sniffer has found something, as the access log calls the
+// source of its name.
+const (
+	fromTLS  = "sni"
+	fromHTTP = "host"
+	requests = "" // no name: each request has its own
+)
+
+// snifferFor returns the parser for a destination port and what it finds, or nil for a
+// port that is not peeked.
+func (p *Policy) snifferFor(port uint16) (sniffer, string) {
+	switch {
+	case p.Plain != nil && p.Plain(port):
+		return new(sniff.RequestLine), requests
+	case port == portHTTP:
+		return new(sniff.HTTP), fromHTTP
+	case port == portHTTPS:
+		return new(sniff.TLS), fromTLS
 	}
 	return nil, ""
 }
@@ -67,6 +88,14 @@ func (p *Policy) proxy(destination netip.AddrPort, name string) *upstream.Proxy 
 	}
 	return p.Upstream
 }
+
+func (p *Policy) placeholder(address netip.Addr) bool {
+	return p.Placeholder != nil && p.Placeholder(address)
+}
+
+// errForgotten is about an address of --fake-ip whose name is not known any more,
+// or was exempted since.
+var errForgotten = errors.New("the address stands for a name that is not held any more: the client has to resolve it again")
 
 var errRefused = errors.New("destination refused: an address of the gateway itself, or one that is never routed")
 

@@ -11,22 +11,22 @@
 // Flows run on the event loops of package relay. One that has to wait for
 // something other than a socket (the proxy's name, the first use of a credential)
 // is taken off its loop and carried by goroutines of its own, with the same
-// sniffers and handshakes.
+// sniffers and handshakes. So is one of HTTP/1 requests, each of which goes its own
+// way (package forward), as do those of clients that use the gateway as their proxy.
 package tproxy
 
 import (
 	"context"
 	"errors"
-	"net/http"
 	"net/netip"
 	"slices"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/forward"
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/relay"
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
@@ -39,10 +39,9 @@ type Config struct {
 	// Mark is the bypass mark, carried by every socket that is opened here, so
 	// that the gateway never captures itself.
 	Mark uint32
-	// Sources are addresses of this host from which the upstream is connected to,
-	// in turn; without one of the upstream's family the kernel chooses. Each more
-	// of them adds as many connections as there are local ports.
-	Sources []netip.Addr
+	// Dialer opens the connections of flows that leave the event loops. Its Control
+	// sets the mark. It may be shared with others.
+	Dialer *upstream.Dialer
 	// MaxFlows is how many flows are carried at once; more are reset.
 	MaxFlows int
 	// MaxPipes bounds the pipes, of two descriptors each, through which bulk data
@@ -51,11 +50,23 @@ type Config struct {
 
 	PeekTimeout      time.Duration // waiting for a name on the ports that are peeked
 	ConnectTimeout   time.Duration // opening the connection to the upstream or the destination
-	HandshakeTimeout time.Duration // the upstream's answer to CONNECT, which includes its own dialling
+	HandshakeTimeout time.Duration // the upstream's answers, which include its own dialling
 	IdleTimeout      time.Duration // a flow on which nothing moves
 	HalfCloseTimeout time.Duration // the same once one side has closed
 	DrainTimeout     time.Duration // how long flows may run on once Serve is cancelled
 
+	// Explicit are the listeners for clients that use the gateway as their proxy, and
+	// AllowTo what these may reach of what is refused otherwise: addresses of the
+	// gateway itself, and those that are never routed.
+	Explicit []Explicit
+	AllowTo  []netip.Prefix
+
+	Via          bool // add a Via field to requests and answers
+	ForwardedFor bool // add the client's address to requests, as X-Forwarded-For
+	Query        bool // keep the query in the URL of a request's record
+
+	// Request receives the record of every HTTP request at its end; like Access.
+	Request func(forward.Record)
 	// Access receives the record of every flow at its end. It is called on event
 	// loops and from other goroutines at once, and must not wait for anything slow.
 	Access func(Record)
@@ -64,17 +75,17 @@ type Config struct {
 
 // Server owns the transparent listeners and the flows that came through them.
 type Server struct {
-	config   Config
-	policy   Policy
-	dialer   upstream.Dialer
-	burst    zerolog.Logger // for what may happen to every flow
-	engine   *relay.Engine
-	sources  sources
-	detached detached     // flows that were taken off the engine
-	open     atomic.Int64 // flows carried now
-	shedding atomic.Bool  // the last connection was refused because of MaxFlows
+	config    Config
+	policy    Policy
+	burst     zerolog.Logger // for what may happen to every flow
+	engine    *relay.Engine
+	explicit  []explicitListener
+	forwarder *forward.Server
+	detached  detached     // flows that have goroutines of their own
+	open      atomic.Int64 // flows carried now
+	shedding  atomic.Bool  // the last connection was refused because of MaxFlows
 
-	refused, exhausted atomic.Int64 // see Stats
+	accepted, refused, acceptErrors, exhausted atomic.Int64 // see Stats
 }
 
 // Listen binds the transparent listeners; connections wait in their queues until
@@ -84,21 +95,14 @@ func Listen(config Config, policy Policy) (*Server, error) {
 		config: config,
 		policy: policy,
 		burst:  config.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second}),
-		dialer: upstream.Dialer{
-			ConnectTimeout:   config.ConnectTimeout,
-			HandshakeTimeout: config.HandshakeTimeout,
-			Control: func(_, _ string, raw syscall.RawConn) error {
-				var failure error
-				if err := raw.Control(func(fd uintptr) { failure = setMark(int(fd), config.Mark) }); err != nil {
-					return err
-				}
-				return failure
-			},
-		},
 	}
-	s.sources.add(config.Sources)
+	s.forwarder = s.newForwarder()
+	if err := s.listenExplicit(); err != nil {
+		return nil, err
+	}
 	sockets, err := listenAll(config)
 	if err != nil {
+		s.closeExplicit()
 		return nil, err
 	}
 	s.engine, err = relay.Open(relay.Config{
@@ -117,6 +121,7 @@ func Listen(config Config, policy Policy) (*Server, error) {
 	})
 	if err != nil {
 		closeAll(sockets)
+		s.closeExplicit()
 		return nil, err
 	}
 	return s, nil
@@ -146,7 +151,10 @@ func closeAll(sockets [][]int) {
 }
 
 // Close closes the listeners of a server whose Serve was not called.
-func (s *Server) Close() { s.engine.Close() }
+func (s *Server) Close() {
+	s.closeExplicit()
+	s.engine.Close()
+}
 
 // Serve carries flows until ctx is cancelled. Then it takes in what the kernel
 // has already accepted, closes the listeners, lets the flows run for at most
@@ -154,7 +162,16 @@ func (s *Server) Close() { s.engine.Close() }
 // started has ended.
 func (s *Server) Serve(ctx context.Context) error {
 	cancelled := make(chan time.Time, 1)
-	stop := context.AfterFunc(ctx, func() { cancelled <- time.Now() })
+	stop := context.AfterFunc(ctx, func() {
+		s.detached.drain()
+		s.closeExplicit()
+		cancelled <- time.Now()
+	})
+	accepting := make(chan struct{})
+	go func() {
+		defer close(accepting)
+		s.serveExplicit()
+	}()
 	err := s.engine.Serve(ctx)
 	var left time.Duration // none if it was the engine that failed
 	if ctx.Err() != nil {
@@ -164,7 +181,10 @@ func (s *Server) Serve(ctx context.Context) error {
 			left -= time.Since(<-cancelled)
 		}
 	}
+	s.closeExplicit()
+	<-accepting
 	s.detached.close(left)
+	s.forwarder.Close()
 	return err
 }
 
@@ -181,9 +201,9 @@ type Stats struct {
 func (s *Server) Stats() Stats {
 	engine := s.engine.Stats()
 	return Stats{
-		Accepted:       engine.Accepted - s.refused.Load(),
+		Accepted:       s.accepted.Load(),
 		Refused:        s.refused.Load(),
-		AcceptErrors:   engine.AcceptErrors,
+		AcceptErrors:   s.acceptErrors.Load(),
 		PortsExhausted: s.exhausted.Load(),
 		Spliced:        engine.Spliced,
 	}
@@ -199,28 +219,25 @@ func (s *Server) accept(client, destination netip.AddrPort) relay.Session {
 
 // acceptFailed tells of a listener that pauses.
 func (s *Server) acceptFailed(err error, pause time.Duration) {
+	s.acceptErrors.Add(1)
 	s.burst.Warn().Err(err).Dur("pause", pause).Msg("accept")
 }
 
 // warn logs what an administrator can do something about: an upstream that refuses
 // or cannot be reached. A refused credential is told whenever the upstream says
 // so, which the credential's breaker makes rare; of the others a burst is enough.
-func (s *Server) warn(record *Record) {
-	if record.Way != wayUpstream || record.Err == nil || record.Sent+record.Received > 0 {
+func (s *Server) warn(err error) {
+	if upstream.Denied(err) {
+		s.config.Log.Error().Err(err).Msg("the upstream refuses the credential")
 		return
 	}
-	var refused *upstream.RefusedError
-	if errors.As(record.Err, &refused) && refused.Status == http.StatusProxyAuthRequired {
-		s.config.Log.Error().Err(record.Err).Msg("the upstream refuses the credential")
-		return
-	}
-	if errors.Is(record.Err, unix.EADDRNOTAVAIL) {
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
 		s.exhausted.Add(1)
-		s.burst.Error().Err(record.Err).Msg("all local ports towards the upstream are in use: " +
+		s.burst.Error().Err(err).Msg("all local ports towards the upstream are in use: " +
 			"add addresses with --upstream-source, or widen net.ipv4.ip_local_port_range")
 		return
 	}
-	s.burst.Warn().Err(record.Err).Msg("a flow was not carried")
+	s.burst.Warn().Err(err).Msg("a flow was not carried")
 }
 
 // admit counts a new flow in, or says that there are too many. Only the change
@@ -235,6 +252,7 @@ func (s *Server) admit() bool {
 		}
 		return false
 	}
+	s.accepted.Add(1)
 	if s.shedding.Load() && s.shedding.CompareAndSwap(true, false) {
 		s.config.Log.Info().Msg("new flows are taken again")
 	}

@@ -81,7 +81,7 @@ func perform(out io.Writer, shell bool) (held bool, err error) {
 	}
 
 	fmt.Fprintf(out, "\n  What each host saw\n")
-	fmt.Fprintf(out, "    proxy    CONNECT %s\n", strings.Join(s.proxy.Targets(), "\n             CONNECT "))
+	fmt.Fprintf(out, "    proxy    %s\n", strings.Join(s.asked(), "\n             "))
 	fmt.Fprintf(out, "             %d requests with a wrong password, %d without one\n", s.proxy.Refused(), s.proxy.Demanded())
 	fmt.Fprintf(out, "    origin   %d connections, all from the proxy\n", len(s.origin.Sources()))
 	fmt.Fprintf(out, "    gateway  its access log:\n")

@@ -138,9 +138,12 @@ func editDistance(a, b string) int {
 	return row[len(b)]
 }
 
+// helpColumn is where the text about a flag begins.
+const helpColumn = 34
+
 // writeHelp prints the commands and the flags, grouped by purpose.
 func writeHelp(w io.Writer, table []option) {
-	fmt.Fprint(w, `transproxy-tproxy lets machines with no proxy settings reach the network through an HTTP proxy.
+	fmt.Fprint(w, `transproxy-tproxy lets machines with no proxy settings reach the network through an HTTP or SOCKS5 proxy.
 
 Usage:
   sudo transproxy-tproxy [run] --upstream http://user:password@proxy:3128 [flags]
@@ -167,12 +170,12 @@ Commands:
 			if o.preset != "" && o.preset != "0" {
 				help += " (default " + o.preset + ")"
 			}
-			fmt.Fprintf(w, "  %-31s %s\n", flag, strings.ReplaceAll(help, "\n", "\n"+strings.Repeat(" ", 34)))
+			line := fmt.Sprintf("  %-*s", helpColumn-len("  "), flag+" ")
+			if len(line) > helpColumn {
+				line, help = "  "+flag, "\n"+help
+			}
+			fmt.Fprintln(w, line+strings.ReplaceAll(help, "\n", "\n"+strings.Repeat(" ", helpColumn)))
 		}
-	}
-	fmt.Fprint(w, "\nRefused until they are built:\n")
-	for chunk := range slices.Chunk(unbuilt, 4) {
-		fmt.Fprintf(w, "  --%s\n", strings.Join(chunk, ", --"))
 	}
 	fmt.Fprint(w, `
 One dash or two. Each flag also from the environment: --no-proxy is $TRANSPROXY_NO_PROXY.

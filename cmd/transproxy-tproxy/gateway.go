@@ -21,27 +21,35 @@ import (
 
 // gateway is one run of the program: the parts and what they share.
 type gateway struct {
-	settings *settings
-	families families
-	roles    roles
-	capacity capacity
-	log      zerolog.Logger
-	access   *accessLog
-	local    atomic.Pointer[map[netip.Addr]struct{}] // the gateway's own addresses
+	settings   *settings
+	families   families
+	roles      roles
+	capacity   capacity
+	log        zerolog.Logger
+	access     *accessLog
+	names      *names                                  // nil without DNS
+	local      atomic.Pointer[map[netip.Addr]struct{}] // the gateway's own addresses
+	neighbours atomic.Pointer[[]netip.Prefix]          // the networks of the capturing interfaces
 
-	netfilter *netfilter.Handle // nil with --disable-iptables
-	routing   *routing.Handle
-	applied   netfilter.Config // as the kernel has it
+	netfilter  *netfilter.Handle // nil with --disable-iptables
+	routing    *routing.Handle
+	parameters *routing.Parameters // nil with --disable-iptables
+	applied    netfilter.Config    // as the kernel has it
 }
 
 // open takes the lock; no traffic is touched yet.
 func (g *gateway) open() (err error) {
-	if g.settings.install {
+	if g.settings.install && !g.settings.http.only {
 		if g.netfilter, err = netfilter.Open(g.settings.nftTable); err != nil {
 			return err
 		}
 		if !g.netfilter.Owned() {
 			g.log.Warn().Msg("this kernel has no owner flag for nftables tables (it came with 5.12): if this program is killed, run `transproxy-tproxy cleanup`")
+		}
+	}
+	if g.netfilter != nil {
+		if g.parameters, err = routing.OpenParameters(g.settings.parametersFile()); err != nil {
+			return errors.Join(err, g.close())
 		}
 	}
 	if g.routing, err = routing.Open(); err != nil {
@@ -53,21 +61,42 @@ func (g *gateway) open() (err error) {
 // install changes the kernel: what receives captured packets first, what captures
 // them last. With --disable-iptables it prints what to install instead.
 func (g *gateway) install(p plan) error {
-	if g.netfilter == nil {
+	switch {
+	case g.settings.http.only:
+		return nil
+	case g.netfilter == nil:
 		_, err := os.Stderr.WriteString(p.text())
 		return err
 	}
 	if err := g.routing.Apply(p.routing); err != nil {
 		return err
 	}
+	if err := g.setParameters(p); err != nil {
+		return err
+	}
 	g.applied = p.netfilter
 	return g.netfilter.Apply(p.netfilter)
+}
+
+// setParameters makes a router of this host if it is to be one; else it puts back what a
+// killed instance left.
+func (g *gateway) setParameters(p plan) error {
+	if len(p.router) == 0 {
+		return g.parameters.Restore()
+	}
+	if err := g.parameters.Set(p.router); err != nil {
+		return fmt.Errorf("--gateway: %w", err)
+	}
+	return nil
 }
 
 // close undoes open and install.
 func (g *gateway) close() (err error) {
 	if g.netfilter != nil {
 		err = g.netfilter.Close()
+	}
+	if g.parameters != nil {
+		err = errors.Join(err, g.parameters.Restore())
 	}
 	if g.routing != nil {
 		err = errors.Join(err, g.routing.Close())
@@ -78,12 +107,15 @@ func (g *gateway) close() (err error) {
 // serve runs all parts until a signal or the failure of one, then stops them in
 // the order that loses nothing: no new flow is captured, the running ones drain.
 func (g *gateway) serve(server *tproxy.Server, signals <-chan os.Signal) (failure error) {
-	serving := start(server.Serve)
+	serving := []*part{start(server.Serve)}
+	if g.names != nil {
+		serving = append(serving, start(g.names.server.Serve))
+	}
 	watching := []*part{start(g.watchRouting)}
 	if g.netfilter != nil {
 		watching = append(watching, start(g.netfilter.Watch))
 	}
-	g.wait(signals, append(watching, serving))
+	g.wait(signals, slices.Concat(watching, serving))
 
 	// From here on the kernel's default applies: a second signal ends the program.
 	signal.Reset(unix.SIGINT, unix.SIGTERM, unix.SIGQUIT)
@@ -94,14 +126,21 @@ func (g *gateway) serve(server *tproxy.Server, signals <-chan os.Signal) (failur
 	if g.netfilter != nil {
 		failure = errors.Join(failure, g.netfilter.Drain())
 	}
-	failure = errors.Join(failure, serving.end())
+	for _, server := range serving {
+		failure = errors.Join(failure, server.end())
+	}
 	stats := server.Stats()
-	g.log.Info().
+	stopped := g.log.Info()
+	if g.names != nil {
+		stopped.Interface("dns_answers", g.names.server.Stats().Results)
+	}
+	stopped.
 		Int64("flows", stats.Accepted).
 		Int64("refused", stats.Refused).
 		Int64("accept_errors", stats.AcceptErrors).
 		Int64("ports_exhausted", stats.PortsExhausted).
 		Int64("spliced_bytes", stats.Spliced).
+		Int64("log_lines_lost", g.access.lost.Load()).
 		Msg("stopped")
 	return failure
 }
@@ -186,11 +225,18 @@ func (g *gateway) follow() {
 		g.log.Error().Err(err).Msg("the capture rules stay as they were")
 		return
 	}
-	g.setLocal(host)
+	p, err := g.settings.newPlan(g.families, g.roles, host)
+	if err != nil {
+		g.log.Error().Err(err).Msg("the capture rules stay as they were")
+		return
+	}
+	g.setLocal(host, p.capture)
 	if g.netfilter == nil {
 		return
 	}
-	p := g.settings.newPlan(g.families, g.roles, host)
+	if err := g.parameters.Set(p.router); err != nil {
+		g.log.Error().Err(err).Msg("not all is forwarded")
+	}
 	// Links and routes change a lot on a host with containers, mostly without
 	// meaning for the rules.
 	if !reflect.DeepEqual(p.netfilter, g.applied) {
@@ -211,7 +257,8 @@ func (g *gateway) verify(p plan) {
 	}
 }
 
-func (g *gateway) setLocal(host routing.Host) {
+// setLocal takes note of the host's addresses and of its neighbours.
+func (g *gateway) setLocal(host routing.Host, c capture) {
 	local := make(map[netip.Addr]struct{})
 	for _, link := range host.Interfaces {
 		for _, address := range link.Addrs {
@@ -219,6 +266,7 @@ func (g *gateway) setLocal(host routing.Host) {
 		}
 	}
 	g.local.Store(&local)
+	g.neighbours.Store(&c.networks)
 }
 
 // owns reports whether an address is the gateway's own.
@@ -228,12 +276,12 @@ func (g *gateway) owns(address netip.Addr) bool {
 }
 
 // tproxy is what the settings ask of the package tproxy.
-func (g *gateway) tproxy() tproxy.Config {
+func (g *gateway) tproxy(d dialers) tproxy.Config {
 	s := g.settings
 	return tproxy.Config{
-		Listen:           s.listen(g.families),
-		Mark:             splitMask(s.mark).bypass,
-		Sources:          s.sources,
+		Listen:           s.listenTCP(g.families),
+		Dialer:           d.tunnel,
+		Mark:             s.bypassMark(),
 		MaxFlows:         s.maxConns,
 		MaxPipes:         g.capacity.pipes,
 		PeekTimeout:      s.peekTimeout,
@@ -242,24 +290,67 @@ func (g *gateway) tproxy() tproxy.Config {
 		IdleTimeout:      s.idleTimeout,
 		HalfCloseTimeout: s.halfClose,
 		DrainTimeout:     s.drainTimeout,
-		Access:           g.access.write,
+		Explicit:         g.explicit(),
+		AllowTo:          s.http.allowTo,
+		Via:              s.http.via,
+		ForwardedFor:     s.http.forwardedFor,
+		Query:            s.query,
+		Request:          g.access.request,
+		Access:           g.access.flow,
 		Log:              g.log,
 	}
 }
 
 func (g *gateway) policy() tproxy.Policy {
-	return tproxy.Policy{
+	p := tproxy.Policy{
 		Bypass:   g.settings.noProxy,
 		Upstream: g.settings.upstream,
 		HTTP:     g.settings.httpUpstream,
+		Plain:    g.settings.http.plain,
 		Local:    g.owns,
 	}
+	if g.settings.dns.enabled() {
+		p.Name, p.Placeholder = g.nameOf, g.isFake
+	}
+	return p
 }
 
 // announce says what runs and what to check when a client is not captured.
 func (g *gateway) announce(p plan) {
 	s := g.settings
-	for _, name := range s.interfaces {
+	if s.http.only {
+		g.log.Info().Msg("nothing is captured: this is a proxy for clients that have proxy settings")
+		p.capture.interfaces = nil
+	} else {
+		g.announceCapture(p)
+	}
+	if s.dns.hasPublic() && len(s.dns.private) == 0 && len(s.noProxy.Suffixes()) > 0 {
+		g.log.Warn().Msg("the names of --no-proxy are asked of the public servers like all others: give --private-dns if those do not know them")
+	}
+	g.log.Info().
+		Str("version", version).
+		Stringer("upstream", s.upstream).
+		Strs("interfaces", p.capture.interfaces).
+		Stringers("clients", stringers(p.clients)).
+		Stringer("no_proxy", s.noProxy).
+		Strs("dns", g.names.ways()).
+		Strs("explicit", texts(append(g.families.usable(s.http.passing), g.families.usable(s.http.authenticating)...))).
+		Int("max_conns", s.maxConns).
+		Bool("ipv6", g.families.ipv6).
+		Msg("ready")
+}
+
+func texts(addresses []netip.AddrPort) []string {
+	var all []string
+	for _, address := range addresses {
+		all = append(all, address.String())
+	}
+	return all
+}
+
+// announceCapture says what may be wrong with what is captured.
+func (g *gateway) announceCapture(p plan) {
+	for _, name := range g.settings.interfaces {
 		if !slices.Contains(p.capture.interfaces, name) {
 			g.log.Warn().Str("interface", name).Msg("there is no such interface yet")
 		}
@@ -273,15 +364,6 @@ func (g *gateway) announce(p plan) {
 	if g.netfilter != nil {
 		g.verify(p)
 	}
-	g.log.Info().
-		Str("version", version).
-		Stringer("upstream", s.upstream).
-		Strs("interfaces", p.capture.interfaces).
-		Stringers("clients", stringers(p.clients)).
-		Stringer("no_proxy", s.noProxy).
-		Int("max_conns", s.maxConns).
-		Bool("ipv6", g.families.ipv6).
-		Msg("ready")
 }
 
 func stringers(prefixes []netip.Prefix) []fmt.Stringer {

@@ -6,12 +6,14 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/term"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/forward"
 )
 
 const (
@@ -99,11 +101,12 @@ func newLogger(s *settings) (zerolog.Logger, *sink) {
 	return zerolog.New(out).Level(s.level).With().Timestamp().Logger(), out
 }
 
-// accessLog writes one line a flow. It is safe for concurrent use; whoever opens
+// accessLog writes one line a tunnel and one an HTTP request. It is safe for concurrent use; whoever opens
 // it closes it.
 type accessLog struct {
 	settings *settings
 	log      zerolog.Logger // tells of lines that were lost
+	lost     atomic.Int64   // how many those are
 
 	mutex  sync.RWMutex
 	sink   *sink // nil for off
@@ -134,7 +137,7 @@ func (l *accessLog) reopen() error {
 		}
 	}
 	fresh := newSink(l.settings.logFormat, file, func() {
-		l.log.Warn().Msg("lines of the access log are lost: its reader is too slow or gone, or its disk full")
+		l.log.Warn().Int64("lost", l.lost.Add(1)).Msg("lines of the access log are lost: its reader is too slow or gone, or its disk full")
 	})
 	logger := zerolog.New(fresh).With().Timestamp().Logger()
 
@@ -158,8 +161,39 @@ func (l *accessLog) close() {
 	}
 }
 
-// write queues the line of one flow.
-func (l *accessLog) write(r tproxy.Record) {
+// request queues the line of one HTTP request.
+func (l *accessLog) request(r forward.Record) {
+	l.mutex.RLock()
+	defer l.mutex.RUnlock()
+	if l.sink == nil {
+		return
+	}
+	line := l.logger.Log().
+		Stringer("client", r.Address).
+		Stringer("destination", r.Destination).
+		Str("method", r.Method).
+		Str("url", r.URL).
+		Int("status", r.Status).
+		Int64("sent", r.Sent).
+		Int64("received", r.Received).
+		Dur("first_byte_ms", r.FirstByte).
+		Dur("duration_ms", r.Duration).
+		Bool("reused", r.Reused)
+	switch {
+	case r.Direct:
+		line = line.Str("way", "direct")
+	case r.Proxy != "":
+		line = line.Str("way", "upstream").Str("upstream", r.Proxy)
+	}
+	end := "done"
+	if r.Err != nil {
+		end = r.Err.Error()
+	}
+	line.Str("end", end).Msg("request")
+}
+
+// flow queues the line of one tunnel.
+func (l *accessLog) flow(r tproxy.Record) {
 	l.mutex.RLock()
 	defer l.mutex.RUnlock()
 	if l.sink == nil {

@@ -29,17 +29,17 @@ func TestAccessLogIsReopened(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log.write(record)
+	log.flow(record)
 	if err := os.Rename(file, file+".1"); err != nil {
 		t.Fatal(err)
 	}
 	if err := log.reopen(); err != nil {
 		t.Fatal(err)
 	}
-	log.write(record)
-	log.write(record)
+	log.flow(record)
+	log.flow(record)
 	log.close()
-	log.write(record) // late, and of no consequence
+	log.flow(record) // late, and of no consequence
 	for name, want := range map[string]int{file + ".1": 1, file: 2} {
 		text, err := os.ReadFile(name)
 		if err != nil {

@@ -1,5 +1,5 @@
 // Command transproxy-tproxy is a gateway that lets machines with no proxy
-// settings reach the network through an HTTP proxy. This package alone knows all
+// settings reach the network through an HTTP or SOCKS5 proxy. This package alone knows all
 // others: it reads the flags, works out what they mean on this host, and starts
 // and stops the parts in their order.
 package main

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,23 @@ func splitMask(mask uint32) marks {
 	m.local = rest & -rest
 	m.bypass = rest &^ m.local
 	return m
+}
+
+// bypassMark is that of this program's own sockets, 0 for none: where nothing is
+// captured nothing needs one, nor the privilege to set it.
+func (s *settings) bypassMark() uint32 {
+	if s.http.only {
+		return 0
+	}
+	return splitMask(s.mark).bypass
+}
+
+// listenTCP are the addresses of the transparent listeners for TCP.
+func (s *settings) listenTCP(f families) []netip.AddrPort {
+	if s.http.only {
+		return nil
+	}
+	return f.loopback(s.listenPort)
 }
 
 // families are the IP versions that this host speaks on loopback, where the
@@ -68,11 +86,12 @@ type plan struct {
 	clients   []netip.Prefix
 	netfilter netfilter.Config
 	routing   routing.Config
+	router    []routing.Setting // none without --gateway
 }
 
 // newPlan works out a plan. It is made again whenever interfaces, addresses or
 // default routes change.
-func (s *settings) newPlan(f families, r roles, host routing.Host) plan {
+func (s *settings) newPlan(f families, r roles, host routing.Host) (plan, error) {
 	p := plan{capture: r.capture(host), clients: s.clients}
 	if len(p.clients) == 0 {
 		p.clients = p.capture.networks
@@ -88,18 +107,41 @@ func (s *settings) newPlan(f families, r roles, host routing.Host) plan {
 		Mask:       m.mask,
 		LAN:        m.lan,
 		Exempt:     m.bypass,
-		Listen:     s.listen(f),
+		Listen:     f.loopback(s.listenPort),
 		Interfaces: s.interfaces,
 		Uplinks:    p.capture.uplinks,
 		Clients:    p.clients,
-		// What neighbours say to one another is not ours to carry, even where a
-		// bridge shows it to the rules (bridge-nf-call-iptables).
-		Bypass:     slices.Concat(s.noProxy.Prefixes(), hosts(s.upstreamAddresses()), p.capture.networks),
-		Ports:      s.ports,
+		Neighbours: p.capture.networks,
+		Bypass:     slices.Concat(s.noProxy.Prefixes(), hosts(s.upstreamAddresses())),
+		Ports:      slices.Concat(s.ports, s.http.ports),
+		Router:     s.router,
+		RefusedUDP: s.udp.refused,
+		DroppedUDP: s.udp.dropped,
 		FailClosed: s.failClosed,
 	}
-	return p
+	if s.output.on {
+		p.netfilter.Output = netfilter.Output{
+			Mark: m.local, Users: s.output.users, Groups: s.output.groups, Cgroups: s.output.cgroups,
+		}
+	}
+	if listen := s.listenDNS(f); len(listen) > 0 {
+		p.netfilter.DNS = netfilter.DNS{Listen: listen, UDP: s.dns.udp, TCP: s.dns.tcp}
+	}
+	if s.dns.fake {
+		p.netfilter.Always = s.dns.fakeRange
+	}
+	if s.router {
+		settings, err := routing.RouterSettings(host, p.capture.interfaces, f.ipv6)
+		if err != nil {
+			return plan{}, err
+		}
+		p.router = settings
+	}
+	return p, nil
 }
+
+// parametersFile is where the former values of the kernel's parameters are kept.
+func (s *settings) parametersFile() string { return filepath.Join(s.state, s.nftTable+".sysctl.json") }
 
 // validate names the first value with which the kernel's part cannot work.
 func (p plan) validate() error {
@@ -113,16 +155,23 @@ func (p plan) validate() error {
 	return nil
 }
 
-// listen are the addresses of the transparent listeners.
-func (s *settings) listen(f families) []netip.AddrPort {
+// loopback are the addresses of the transparent listeners on a port.
+func (f families) loopback(port uint16) []netip.AddrPort {
 	var addresses []netip.AddrPort
 	if f.ipv4 {
-		addresses = append(addresses, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), s.listenPort))
+		addresses = append(addresses, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port))
 	}
 	if f.ipv6 {
-		addresses = append(addresses, netip.AddrPortFrom(netip.IPv6Loopback(), s.listenPort))
+		addresses = append(addresses, netip.AddrPortFrom(netip.IPv6Loopback(), port))
 	}
 	return addresses
+}
+
+// usable are the addresses that do not stand for all of a family that there is not.
+func (f families) usable(addresses []netip.AddrPort) []netip.AddrPort {
+	return slices.DeleteFunc(slices.Clone(addresses), func(address netip.AddrPort) bool {
+		return address.Addr().IsUnspecified() && (address.Addr().Is4() && !f.ipv4 || address.Addr().Is6() && !f.ipv6)
+	})
 }
 
 // upstreams are the proxies in use, each once.
@@ -157,9 +206,9 @@ func hosts(addresses []netip.Addr) []netip.Prefix {
 	return prefixes
 }
 
-// Descriptors that are not a flow's: the standard ones, listeners, netlink, log,
-// name look-ups.
-const descriptorsReserved = 64
+// Descriptors that are not a flow's: the standard ones, listeners, netlink, log, name
+// look-ups, and the 128 connections to a proxy that wait for HTTP requests.
+const descriptorsReserved = 64 + 128
 
 // pipeLimit bounds the pipes for bulk data. Each holds up to 1 MiB while in use, so
 // that all of them take 256 MiB at worst. More flows than that in full flight share
@@ -168,19 +217,38 @@ const pipeLimit = 256
 
 // capacity is what fits under a limit of open files.
 type capacity struct {
-	flows int // two sockets each
-	pipes int // two descriptors each
+	flows   int // two sockets each
+	pipes   int // two descriptors each
+	queries int // DNS questions being asked, of a socket each; 0 without DNS
+
+	connections int // of DNS over TCP, of each listener
 }
 
-func newCapacity(descriptors int) capacity {
+// queryLimit bounds the DNS questions that are being asked at once: at 100 ms each,
+// 10,000 a second. While nobody answers, each of them takes some 10 KiB.
+const queryLimit = 1000
+
+// connectionLimit bounds the connections of DNS over TCP of a listener, and dnsListeners
+// is how many are usual: a transparent and an ordinary one a family.
+const (
+	connectionLimit = 500
+	dnsListeners    = 4
+)
+
+func newCapacity(descriptors int, dns bool) capacity {
 	// At a low limit, an eighth for pipes is a flow in four with a pipe each way.
-	pipes := min(pipeLimit, descriptors/8/2)
-	return capacity{flows: max(1, (descriptors-descriptorsReserved-2*pipes)/2), pipes: pipes}
+	c := capacity{pipes: min(pipeLimit, descriptors/8/2)}
+	if dns {
+		c.queries = max(1, min(queryLimit, descriptors/8))
+		c.connections = max(1, min(connectionLimit, descriptors/64))
+	}
+	c.flows = max(1, (descriptors-descriptorsReserved-2*c.pipes-c.queries-dnsListeners*c.connections)/2)
+	return c
 }
 
 // raiseFileLimit raises the limit of open files to what the administrator allows,
 // and returns what fits under it.
-func raiseFileLimit() (capacity, error) {
+func raiseFileLimit(dns bool) (capacity, error) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return capacity{}, fmt.Errorf("read the limit of open files: %w", err)
@@ -189,5 +257,5 @@ func raiseFileLimit() (capacity, error) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return capacity{}, fmt.Errorf("raise the limit of open files to %d: %w", limit.Max, err)
 	}
-	return newCapacity(int(min(limit.Cur, 1<<30))), nil
+	return newCapacity(int(min(limit.Cur, 1<<30)), dns), nil
 }

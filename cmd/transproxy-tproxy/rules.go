@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"strings"
 
@@ -15,6 +16,9 @@ func rules(s *settings) error {
 	if err := s.resolve(); err != nil {
 		return usageError{err}
 	}
+	if err := s.validateDNS(); err != nil {
+		return usageError{err}
+	}
 	f, err := lookFamilies()
 	if err != nil {
 		return err
@@ -27,7 +31,10 @@ func rules(s *settings) error {
 	if err != nil {
 		return usageError{err}
 	}
-	p := s.newPlan(f, r, host)
+	p, err := s.newPlan(f, r, host)
+	if err != nil {
+		return err
+	}
 	if err := p.validate(); err != nil {
 		return err
 	}
@@ -41,6 +48,9 @@ func (p plan) text() string {
 	for line := range strings.Lines(routing.Text(p.routing)) {
 		text.WriteString("# " + strings.TrimPrefix(line, "# "))
 	}
+	for _, setting := range p.router {
+		text.WriteString("# sysctl -w " + setting.String() + "\n")
+	}
 	return text.String() + "\n" + netfilter.Text(p.netfilter)
 }
 
@@ -50,5 +60,9 @@ func cleanUp(s *settings) error {
 	if err := netfilter.CleanUp(s.nftTable); err != nil {
 		return err
 	}
-	return routing.CleanUp(routing.Config{Table: s.table, Protocol: routeProtocol})
+	parameters, err := routing.OpenParameters(s.parametersFile())
+	if err == nil {
+		err = parameters.Restore()
+	}
+	return errors.Join(err, routing.CleanUp(routing.Config{Table: s.table, Protocol: routeProtocol}))
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
@@ -17,6 +18,9 @@ import (
 // traffic changes), serve; a failing step undoes the ones before it.
 func run(s *settings) (err error) {
 	if err := s.resolve(); err != nil {
+		return usageError{err}
+	}
+	if err := errors.Join(s.validateDNS(), s.http.validate()); err != nil {
 		return usageError{err}
 	}
 	if s.upstream == nil {
@@ -40,6 +44,9 @@ func run(s *settings) (err error) {
 	}
 	defer access.close()
 
+	if s.dns.enabled() && os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(garbagePercent)
+	}
 	gateway, plan, err := newGateway(s, log, access)
 	if err != nil {
 		return err
@@ -48,22 +55,34 @@ func run(s *settings) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, gateway.close()) }()
-	server, err := tproxy.Listen(gateway.tproxy(), gateway.policy())
+	dial := newDialers(s)
+	server, err := tproxy.Listen(gateway.tproxy(dial), gateway.policy())
 	if err != nil {
 		return err
 	}
+	if gateway.names, err = gateway.openNames(dial); err != nil {
+		server.Close()
+		return err
+	}
+	defer func() { err = errors.Join(err, gateway.names.close()) }()
 	if err := gateway.install(plan); err != nil {
 		server.Close()
+		gateway.names.stop()
 		return err
 	}
 	gateway.announce(plan)
 	return gateway.serve(server, signals)
 }
 
+// garbagePercent keeps memory within what is promised when questions pile up because
+// no DNS server answers: of Go's usual 100, garbage alone would take as much as all
+// that is held. Flows hardly allocate, so that they do not notice.
+const garbagePercent = 50
+
 // newGateway looks at the host and works out what the settings mean on it. Nothing
 // is changed but the limit of open files.
 func newGateway(s *settings, log zerolog.Logger, access *accessLog) (*gateway, plan, error) {
-	fits, err := raiseFileLimit()
+	fits, err := raiseFileLimit(s.dns.enabled())
 	if err != nil {
 		return nil, plan{}, err
 	}
@@ -82,10 +101,13 @@ func newGateway(s *settings, log zerolog.Logger, access *accessLog) (*gateway, p
 		return nil, plan{}, err
 	}
 	r, err := newRoles(s.interfaces, host, s.upstreamAddresses())
-	if err != nil {
+	if err != nil && !s.http.only {
 		return nil, plan{}, usageError{err}
 	}
-	p := s.newPlan(f, r, host)
+	p, err := s.newPlan(f, r, host)
+	if err != nil {
+		return nil, plan{}, err
+	}
 	if err := p.validate(); err != nil {
 		return nil, plan{}, err
 	}
@@ -98,7 +120,7 @@ func newGateway(s *settings, log zerolog.Logger, access *accessLog) (*gateway, p
 		log.Warn().Msg(off + ": " + cure)
 	}
 	g := &gateway{settings: s, families: f, roles: r, capacity: fits, log: log, access: access}
-	g.setLocal(host)
+	g.setLocal(host, p.capture)
 	for _, source := range s.sources {
 		if !g.owns(source) {
 			return nil, plan{}, usageError{fmt.Errorf("--upstream-source: %s is not an address of this host: add it with `ip address add`, or leave it out", source)}

@@ -25,6 +25,12 @@ type settings struct {
 	noProxy      *bypass.List
 
 	sources []netip.Addr
+	dns     dnsSettings
+	http    httpSettings
+	udp     udpSettings
+	output  outputSettings
+	router  bool   // the duties of a router as well
+	state   string // directory for what has to survive a kill
 
 	interfaces []string
 	clients    []netip.Prefix
@@ -49,6 +55,7 @@ type settings struct {
 	level     zerolog.Level
 	logFormat string
 	accessLog string
+	query     bool     // in the URLs of the access log
 	notes     []string // flags that were accepted without effect; told once at start
 }
 
@@ -75,19 +82,21 @@ const environmentPrefix = "TRANSPROXY_"
 const (
 	groupUpstream = "Where the traffic goes"
 	groupCapture  = "What is captured"
+	groupDNS      = "How names are resolved (without any of these ways port 53 is left alone)"
+	groupHTTP     = "Plain HTTP, and clients that have proxy settings"
 	groupKernel   = "Numbers used in the kernel (change them when another program holds them)"
 	groupLimits   = "Limits"
 	groupLog      = "Logging"
 	groupAncestor = "Accepted from go-transproxy"
 )
 
-var groups = []string{groupUpstream, groupCapture, groupKernel, groupLimits, groupLog, groupAncestor}
+var groups = []string{groupUpstream, groupCapture, groupDNS, groupHTTP, groupKernel, groupLimits, groupLog, groupAncestor}
 
 // options is the table of all flags.
 func options() []option {
 	table := []option{
 		{
-			groupUpstream, "upstream", "URL", "", "the proxy: http://[user:password@]host:port; percent-encode special characters\n" +
+			groupUpstream, "upstream", "URL", "", "the proxy: http://[user:password@]host:port or socks5://…; percent-encode special characters\n" +
 				"(default: $https_proxy, then $http_proxy; port 80 looks at $http_proxy first)",
 			func(s *settings, v string) (err error) { s.upstream, err = upstream.Parse(v); return err },
 		},
@@ -109,10 +118,25 @@ func options() []option {
 		},
 		{groupCapture, "allow-clients", "PREFIX,...", "", "capture only these sources (default: the networks of the capturing interfaces)", setClients},
 		{groupCapture, "tcp-proxy-dports", "PORTS", "22", "captured TCP ports besides 80 and 443: numbers, ranges (8000-8999) or all", setPorts},
+		{
+			groupCapture, "udp", "PORTS=WHAT,...", "443=reject", "what becomes of captured clients' UDP: reject (ICMP port unreachable: browsers leave\n" +
+				"QUIC for TCP at once), drop, or direct (forwarded as ever); other is the rest",
+			setUDP,
+		},
+		{
+			groupCapture, "gateway", "", "", "be the clients' router as well: forwarding on, redirects off, masquerade and fitting\n" +
+				"segments for what is not captured; all of it undone at the stop",
+			setSwitch(func(s *settings, on bool) { s.router = on }),
+		},
+		{
+			groupCapture, "state-dir", "DIR", "/run/transproxy-tproxy", "where the former values of the kernel's parameters are kept meanwhile",
+			func(s *settings, v string) error { s.state = v; return nil },
+		},
 		{groupCapture, "fail", "open|closed", "open", "what happens to these flows when this program is gone without a stop:\n" +
 			"open forwards them as if it were not there, closed resets them", setFail},
 
 		{groupKernel, "tcp-proxy-listen", "PORT", "15001", "port of the transparent listeners on 127.0.0.1 and [::1]", setListen},
+		{groupKernel, "dns-tproxy-listen", "PORT", "15053", "the same for DNS", setDNSPort},
 		{groupKernel, "mark", "MASK", "0x07000000", "three bits of the packet mark", setMask},
 		{groupKernel, "table", "NUMBER", "4219", "routing table", setNumber("table", 1, 1<<31-1, func(s *settings, n int) { s.table = n })},
 		{groupKernel, "rule-priority", "NUMBER", "4218", "first of three rule priorities", setNumber("priority", 1, 32763, func(s *settings, n int) { s.rulePriority = n })},
@@ -155,9 +179,10 @@ func options() []option {
 		{groupLog, "log-format", "FORMAT", "auto", "console, json, or auto: console on a terminal", setChoice("log format",
 			func(s *settings) *string { return &s.logFormat }, "auto", "console", "json")},
 		{
-			groupLog, "access-log", "FILE", "-", "one line a flow at its end: a file, - for standard output, or off",
+			groupLog, "access-log", "FILE", "-", "one line a tunnel or an HTTP request at its end: a file, - for standard output, or off",
 			func(s *settings, v string) error { s.accessLog = v; return nil },
 		},
+		{groupLog, "access-log-query", "", "", "with the query in URLs, which may hold secrets", setSwitch(func(s *settings, on bool) { s.query = on })},
 
 		{
 			groupAncestor, "disable-iptables", "", "", "change nothing in the kernel; print what to install and serve",
@@ -166,22 +191,9 @@ func options() []option {
 		{groupAncestor, "http-proxy-listen", "ADDRESS", "", "no effect: one transparent listener serves all ports", setNote("http-proxy-listen")},
 		{groupAncestor, "https-proxy-listen", "ADDRESS", "", "no effect: one transparent listener serves all ports", setNote("https-proxy-listen")},
 	}
-	for _, name := range unbuilt {
-		table = append(table, option{group: groupAncestor, name: name, set: refuseUnbuilt})
-	}
-	return table
-}
-
-// unbuilt are flags of the ancestor whose feature does not exist yet. They are
-// refused, with a value or without: a gateway that quietly leaves them out would
-// look as if it worked.
-var unbuilt = []string{
-	"dns-over-https-enabled", "dns-over-https-endpoint", "dns-over-tcp-disabled", "dns-proxy-listen", "dns-tcp", "dns-udp",
-	"explicit-proxy-listen", "explicit-proxy-only", "explicit-proxy-with-auth-listen", "private-dns", "public-dns",
-}
-
-func refuseUnbuilt(*settings, string) error {
-	return fmt.Errorf("not built yet: remove it (DNS is left alone, and there is no explicit proxy listener)")
+	table = append(table, outputOptions()...)
+	table = append(table, dnsOptions()...)
+	return append(table, httpOptions()...)
 }
 
 func setSources(s *settings, value string) error {
@@ -196,28 +208,38 @@ func setSources(s *settings, value string) error {
 	return nil
 }
 
-func setClients(s *settings, value string) error {
-	s.clients = nil
+func setClients(s *settings, value string) (err error) {
+	s.clients, err = parsePrefixes(value)
+	return err
+}
+
+// parsePrefixes reads prefixes; an address stands for itself alone.
+func parsePrefixes(value string) (prefixes []netip.Prefix, err error) {
 	for _, text := range splitList(value) {
 		prefix, err := netip.ParsePrefix(text)
 		if err != nil {
 			address, addressErr := netip.ParseAddr(text)
 			if addressErr != nil || address.Zone() != "" {
-				return fmt.Errorf("%q is not a prefix: write it like 192.168.1.0/24 or 2001:db8::/64", text)
+				return nil, fmt.Errorf("%q is not a prefix: write it like 192.168.1.0/24 or 2001:db8::/64", text)
 			}
 			prefix = netip.PrefixFrom(address, address.BitLen())
 		}
-		s.clients = append(s.clients, prefix.Masked())
+		prefixes = append(prefixes, prefix.Masked())
 	}
-	return nil
+	return prefixes, nil
 }
 
 func setPorts(s *settings, value string) error {
-	s.ports = []netfilter.PortRange{{First: 80, Last: 80}, {First: 443, Last: 443}}
+	ports, err := parsePorts(value)
+	s.ports = append([]netfilter.PortRange{{First: 80, Last: 80}, {First: 443, Last: 443}}, ports...)
+	return err
+}
+
+// parsePorts reads ports and ranges of them.
+func parsePorts(value string) (ports []netfilter.PortRange, err error) {
 	for _, text := range splitList(value) {
 		if text == "all" {
-			s.ports = []netfilter.PortRange{{First: 1, Last: 65535}}
-			return nil
+			return []netfilter.PortRange{{First: 1, Last: 65535}}, nil
 		}
 		first, last, isRange := strings.Cut(text, "-")
 		if !isRange {
@@ -226,11 +248,11 @@ func setPorts(s *settings, value string) error {
 		from, err := strconv.ParseUint(first, 10, 16)
 		to, errLast := strconv.ParseUint(last, 10, 16)
 		if err != nil || errLast != nil || from == 0 || to < from {
-			return fmt.Errorf("%q is not a port: use numbers from 1 to 65535, ranges like 8000-8999, or all", text)
+			return nil, fmt.Errorf("%q is not a port: use numbers from 1 to 65535, ranges like 8000-8999, or all", text)
 		}
-		s.ports = append(s.ports, netfilter.PortRange{First: uint16(from), Last: uint16(to)})
+		ports = append(ports, netfilter.PortRange{First: uint16(from), Last: uint16(to)})
 	}
-	return nil
+	return ports, nil
 }
 
 func setFail(s *settings, value string) error {

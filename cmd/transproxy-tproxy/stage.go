@@ -177,11 +177,20 @@ func (s *stage) upload() (string, error) {
 	return "the same sha256 on both sides", err
 }
 
+// asked is what the proxy was asked for: tunnels and plain requests.
+func (s *stage) asked() []string {
+	var all []string
+	for _, target := range s.proxy.Targets() {
+		all = append(all, "CONNECT "+target)
+	}
+	return append(all, s.proxy.Requests()...)
+}
+
 func (s *stage) names() (string, error) {
-	seen := strings.Join(s.proxy.Targets(), " ")
-	for _, name := range []string{demoName + ":443", demoName6 + ":80"} {
+	seen := strings.Join(s.asked(), " ")
+	for _, name := range []string{"CONNECT " + demoName + ":443", "GET http://" + demoName6 + "/"} {
 		if !strings.Contains(seen, name) {
-			return "", fmt.Errorf("no CONNECT %s", name)
+			return "", fmt.Errorf("no %s", name)
 		}
 	}
 	return "CONNECT " + demoName + ":443, and so on", nil
@@ -258,11 +267,20 @@ func (p *program) accessLines() []string {
 	for line := range strings.Lines(p.output.String()) {
 		var flow struct {
 			Message, Client, Destination, Name, Way, End string
+			Method, URL                                  string
+			Status                                       int
 			Sent, Received                               int64
 		}
-		if json.Unmarshal([]byte(line), &flow) == nil && flow.Message == "flow" {
+		if json.Unmarshal([]byte(line), &flow) != nil {
+			continue
+		}
+		switch flow.Message {
+		case "flow":
 			lines = append(lines, fmt.Sprintf("%s → %s %s %s, %d B up, %d B down, %s",
 				flow.Client, flow.Destination, flow.Name, flow.Way, flow.Sent, flow.Received, flow.End))
+		case "request":
+			lines = append(lines, fmt.Sprintf("%s → %s %s %s: %d %s, %d B up, %d B down, %s",
+				flow.Client, flow.Destination, flow.Method, flow.URL, flow.Status, flow.Way, flow.Sent, flow.Received, flow.End))
 		}
 	}
 	return lines

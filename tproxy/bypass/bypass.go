@@ -18,7 +18,9 @@
 package bypass
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -94,6 +96,31 @@ func (l *List) Prefixes() []netip.Prefix {
 		return nil
 	}
 	return l.addresses[everyPort].Prefixes()
+}
+
+// Suffix stands for the names that end in Name, from a label border on: for Name
+// itself, too, unless Below is set. The empty Name is the end of every name.
+type Suffix struct {
+	Name  string // in lower case, without dots at its ends
+	Below bool
+}
+
+// Suffixes returns the exempt names, sorted, those that are exempt at some ports
+// only as well: a name service is not told the port. The caller may keep and change
+// it.
+func (l *List) Suffixes() []Suffix {
+	if l == nil {
+		return nil
+	}
+	scopes := map[string]scope{}
+	for suffix, scope := range l.names {
+		scopes[suffix.name] |= scope
+	}
+	var suffixes []Suffix
+	for _, name := range slices.Sorted(maps.Keys(scopes)) {
+		suffixes = append(suffixes, Suffix{name, scopes[name]&itself == 0})
+	}
+	return suffixes
 }
 
 // MatchAddr reports whether a destination is exempt by its address. The zone of an

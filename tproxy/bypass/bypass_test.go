@@ -262,3 +262,17 @@ func BenchmarkMatch(b *testing.B) {
 		})
 	}
 }
+
+func TestSuffixes(t *testing.T) {
+	list, err := Parse("b.test, .a.test, 10.0.0.0/8, c.test:8080, .b.test, *:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Suffix{{"", true}, {"a.test", true}, {"b.test", false}, {"c.test", false}}
+	if got := list.Suffixes(); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got := (*List)(nil).Suffixes(); len(got) > 0 {
+		t.Errorf("no list has %v", got)
+	}
+}

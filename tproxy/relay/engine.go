@@ -120,6 +120,9 @@ type Hop struct {
 	// Handshake is what is said before the client's bytes. Nil for nothing.
 	Handshake Handshake
 
+	// Connected, if it is set, is told which of several addresses has connected.
+	Connected func(netip.AddrPort)
+
 	// Detach, if it is set, takes the flow off the engine instead: the client's
 	// socket, non-blocking and still set to end by a reset (SO_LINGER), with what
 	// was read from it. Both are the callee's from then on; it runs on the loop

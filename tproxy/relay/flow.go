@@ -58,6 +58,8 @@ type end struct {
 	// urgent: a read that is shorter than its buffer does not prove that nothing
 	// is left, because a FIN, an error or the mark of urgent data may follow.
 	urgent bool
+	// marked: there was urgent data, at whose mark splice(2) would stop for good.
+	marked bool
 }
 
 // none is the socket of an end that is not there.

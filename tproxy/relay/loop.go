@@ -195,7 +195,7 @@ func (l *loop) fetchEvents(uintptr) bool {
 		l.failure = os.NewSyscallError("epoll_wait", err)
 		return true
 	}
-	if l.fetched == 0 {
+	if l.fetched == 0 && len(l.ready) == 0 {
 		l.streak = 0
 	}
 	return l.fetched > 0

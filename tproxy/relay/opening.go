@@ -15,6 +15,7 @@ import (
 type opening struct {
 	addrs     []netip.AddrPort // still to be tried
 	handshake Handshake
+	connected func(netip.AddrPort)
 	unsent    []byte // of the handshake, not yet taken by the next hop's socket
 }
 
@@ -71,7 +72,7 @@ func (l *loop) route(f *flow) {
 		hop.Detach(socket, flight)
 		return
 	}
-	f.opening = &opening{addrs: hop.Addrs, handshake: hop.Handshake}
+	f.opening = &opening{addrs: hop.Addrs, handshake: hop.Handshake, connected: hop.Connected}
 	l.dial(f, errors.New("the hop has no address"))
 }
 
@@ -82,7 +83,7 @@ func (l *loop) dial(f *flow, cause error) {
 		next := f.opening.addrs[0]
 		f.opening.addrs = f.opening.addrs[1:]
 		f.address = netip.AddrPortFrom(next.Addr().Unmap(), next.Port())
-		socket, err := l.connectTo(f.address)
+		socket, err := l.connectTo(f.address, f.opening.handshake != nil)
 		if err == nil {
 			if err = l.watch(socket, f.token(upstream), edges); err == nil {
 				f.ends[upstream] = end{socket: socket}
@@ -108,10 +109,16 @@ func (l *loop) connected(f *flow, events uint32) {
 	switch {
 	case events&(unix.EPOLLERR|unix.EPOLLHUP) != 0:
 		l.redial(f, socketError(f.ends[upstream].socket))
+		return
 	case events&unix.EPOLLOUT == 0:
-	case f.opening.handshake == nil:
+		return
+	}
+	if f.opening.connected != nil {
+		f.opening.connected(f.address)
+	}
+	if f.opening.handshake == nil {
 		l.relay(f)
-	default:
+	} else {
 		f.opening.unsent = f.opening.handshake.Hello()
 		l.enter(f, shaking)
 		l.shake(f)

@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,11 +25,15 @@ type pipe struct {
 // pipes is the pool of one loop. An empty pipe that waits to be lent again costs
 // two descriptors and no pages.
 type pipes struct {
-	idle     []*pipe // the last one given back is the first to be lent: its ring is in the cache
-	made     int     // pipes that exist
-	limit    int     // how many may exist
+	idle     []*pipe   // the last one given back is the first to be lent: its ring is in the cache
+	made     int       // pipes that exist
+	limit    int       // how many may exist
+	again    time.Time // none is made before that
 	counters *counters
 }
+
+// pipePause is how long none is made after the kernel has refused one.
+const pipePause = 10 * time.Second
 
 // take lends a pipe, or nil when none is left.
 func (p *pipes) take() *pipe {
@@ -37,7 +42,7 @@ func (p *pipes) take() *pipe {
 		p.idle = p.idle[:last]
 		return taken
 	}
-	if p.made >= p.limit {
+	if p.made >= p.limit || !p.again.IsZero() && time.Now().Before(p.again) {
 		return nil
 	}
 	var ends [2]int
@@ -50,7 +55,7 @@ func (p *pipes) take() *pipe {
 		shut(ends[0])
 		shut(ends[1])
 		if errors.Is(err, unix.EPERM) {
-			p.limit = p.made
+			p.again = time.Now().Add(pipePause)
 		}
 		return nil
 	}

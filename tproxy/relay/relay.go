@@ -20,6 +20,7 @@ const (
 // relay starts the last stage: everything before the client's bytes is said.
 func (l *loop) relay(f *flow) {
 	f.opening = nil
+	l.wheel.remove(f) // a visit at the time-outs of the opening would be for nothing
 	l.enter(f, relaying)
 	if l.pump(f, client) {
 		l.pump(f, upstream)
@@ -82,24 +83,45 @@ func (l *loop) pump(f *flow, from side) (alive bool) {
 // fill reads what the source has into the pipe, or else into the buffer of the
 // loop. Nothing is pending.
 func (l *loop) fill(way *way, source *end) (n int, err error) {
-	if way.pipe == nil && way.run >= spliceAfter {
+	if way.pipe == nil && way.run >= spliceAfter && !source.marked {
 		way.pipe = l.pipes.take()
 	}
 	if way.pipe == nil {
-		n, err = source.read(l.buffer[:])
-		if n > 0 {
-			way.held = l.buffer[:n]
-		}
-		return n, err
+		return l.receive(way, source)
 	}
 	// The pipe is empty, so that EAGAIN can only mean the source. A short count
 	// means nothing: the pipe counts its capacity in segments, not in bytes.
 	n, err = splice(source.socket, way.pipe.write, pipeSize)
+	if (err == nil && n == 0 || err == unix.EAGAIN && source.urgent) && queued(source.socket) > 0 {
+		// It stands before the mark of urgent data: that is no end, nor does it go on
+		// by itself.
+		source.marked = true
+		l.unlend(way)
+		return l.receive(way, source)
+	}
 	if err == unix.EAGAIN {
 		source.readable = false
 	}
 	way.pipe.fill = n
 	return n, err
+}
+
+// receive reads into the buffer of the loop.
+func (l *loop) receive(way *way, source *end) (n int, err error) {
+	n, err = source.read(l.buffer[:])
+	if n > 0 {
+		way.held = l.buffer[:n]
+	}
+	return n, err
+}
+
+// queued is how many bytes wait in a socket to be read (SIOCINQ, tcp(7)).
+func queued(socket int) int {
+	n, err := unix.IoctlGetInt(socket, unix.SIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // deliver writes what is pending. What the destination does not take remains.

@@ -88,6 +88,30 @@ func (s *HTTP) request(c byte) bool {
 	}
 }
 
+// RequestLine finds out whether a flight is of HTTP/1 at all, by its first line. The
+// zero value is ready.
+//
+// A request for a tunnel (CONNECT) is Absent, as it is for [HTTP].
+type RequestLine struct{ http HTTP }
+
+// Next looks at the flight as that of HTTP does. It is Found when the flight begins
+// with a whole request line; the name is always empty.
+func (s *RequestLine) Next(flight []byte) (name string, verdict Verdict) {
+	flight, short := bounded(flight)
+	for s.http.part != fields {
+		if s.http.at == len(flight) {
+			return "", short
+		}
+		if !s.http.request(flight[s.http.at]) {
+			return "", Absent
+		}
+	}
+	if method, _, _ := bytes.Cut(flight, []byte{' '}); string(method) == "CONNECT" {
+		return "", Absent
+	}
+	return "", Found
+}
+
 // requestLine is the verdict on a request line that is complete: More unless its
 // target is in absolute form, which wins over the Host field, or of no form that an
 // origin server is sent, such as that of CONNECT (RFC 9112, section 3.2).

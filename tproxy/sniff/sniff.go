@@ -2,7 +2,8 @@
 // that it sends: the server name of a TLS ClientHello and the host of an HTTP/1
 // request.
 //
-// [TLS] and [HTTP] do no I/O. They are shown the flight, which is everything
+// [TLS] and [HTTP], and [RequestLine], which is content to know that it is HTTP/1, do
+// no I/O. They are shown the flight, which is everything
 // received so far, each time it has grown, and say whether they want [More],
 // have [Found] a name or know that there is none to be had ([Absent]). The
 // verdict depends on the bytes alone and not on how they arrived. The cost of all

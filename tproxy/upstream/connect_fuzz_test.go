@@ -5,40 +5,28 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
-	"reflect"
 	"testing"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
 
-// FuzzConnectReply: no panic, the same end however the bytes are cut, and
-// agreement with net/http wherever that takes the reply.
+// FuzzConnectReply: no panic, the same end however the bytes are cut and whoever
+// drives, and agreement with net/http wherever that takes the reply.
 func FuzzConnectReply(f *testing.F) {
-	for _, r := range replies() {
-		f.Add([]byte(r.bytes), uint16(len(r.bytes)/2), uint16(7))
+	for _, s := range connectScripts() {
+		f.Add([]byte(s.stream()), uint16(len(s.stream())/2), uint16(7))
 	}
+	e := startEngine(f)
 	f.Fuzz(func(t *testing.T, reply []byte, cut, second uint16) {
-		rest, done, err := feed(t, reply)
-		if done && err != nil {
-			t.Fatalf("done, error %v", err)
-		}
-		first := min(int(cut), len(reply))
-		next := min(first+int(second), len(reply))
-		for _, pieces := range [][][]byte{single(reply), {reply[:first], reply[first:next], reply[next:]}} {
-			cutRest, cutDone, cutErr := feed(t, pieces...)
-			if cutRest != rest || cutDone != done || !reflect.DeepEqual(cutErr, err) {
-				t.Fatalf("whole: %q, %v, %v\n  cut: %q, %v, %v", rest, done, err, cutRest, cutDone, cutErr)
-			}
-		}
-
+		got := e.sameEverywhere(t, httpProxy, reply, int(cut), int(second))
 		status, oracleRest, ok := oracle(reply)
 		var refused *upstream.RefusedError
 		switch {
-		case ok && status/100 == 2 && (!done || rest != oracleRest):
-			t.Fatalf("net/http: status %d, rest %q; got done %v, error %v, rest %q", status, oracleRest, done, err, rest)
-		case ok && status/100 != 2 && (!errors.As(err, &refused) || refused.Status != status):
-			t.Fatalf("net/http: status %d; got done %v, error %v", status, done, err)
-		case !ok && done:
+		case ok && status/100 == 2 && (!got.done || got.rest != oracleRest):
+			t.Fatalf("net/http: status %d, rest %q; got %+v", status, oracleRest, got)
+		case ok && status/100 != 2 && (!errors.As(got.err, &refused) || refused.Code != status):
+			t.Fatalf("net/http: status %d; got %+v", status, got)
+		case !ok && got.done:
 			// net/http is stricter about fields, not about the status line.
 			line, _, _ := bytes.Cut(reply, []byte{'\n'})
 			if _, _, ok := oracle(append(bytes.TrimSuffix(line, []byte{'\r'}), "\r\n\r\nHTTP/1.1 200\r\n\r\n"...)); !ok {

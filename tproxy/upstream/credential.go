@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,14 +35,15 @@ type state uint8
 
 const (
 	untried   state = iota // nothing; one flow has the turn, others wait in line
-	accepted               // the last answer was a tunnel
-	refused                // 407 at the first use
-	suspended              // 407 after it was accepted
+	accepted               // by the last proxy that judged it
+	refused                // at the first use
+	suspended              // refused after it was accepted
 )
 
 // credential is a proxy's user name and password, and the breaker that guards them.
 type credential struct {
-	authorization string // value of the Proxy-Authorization field
+	user, password string
+	basic          string // what HTTP's proxies are sent: value of the Proxy-Authorization field
 
 	// standing is the lease that all flows share in the accepted state, nil in
 	// every other: the whole check then is this one load.
@@ -58,6 +58,15 @@ type credential struct {
 	retries int       // suspended: how many were refused
 }
 
+func newCredential(user, password string) *credential {
+	return &credential{user: user, password: password, basic: basic(user, password)}
+}
+
+// same reports whether both are there and say the same.
+func (c *credential) same(other *credential) bool {
+	return c != nil && other != nil && c.user == other.user && c.password == other.password
+}
+
 // grant is the end of waiting in line.
 type grant struct {
 	lease *Lease
@@ -65,11 +74,12 @@ type grant struct {
 }
 
 // Lease is the permission to send a proxy's credential once. Whoever acquires one
-// must settle it; nil is a valid lease and stands for "no credential".
+// must see that it is settled; nil is a valid lease and stands for "no credential".
 type Lease struct {
 	credential *credential
 	epoch      uint64
 	shared     bool        // the standing lease of the accepted state
+	settled    bool        // an exclusive one: it has had its say
 	overdue    *time.Timer // of an untried credential: passes the turn after patience
 }
 
@@ -79,19 +89,26 @@ type Lease struct {
 // for the answer to that, at most until ctx is done. It fails with
 // ErrCredentialRefused if nothing may be sent.
 //
-// The lease is nil if the proxy has no credential.
+// The lease is nil if the proxy has no credential, or does not ask for it.
 func (p *Proxy) Acquire(ctx context.Context) (*Lease, error) {
-	if p.credential == nil {
+	if p.credential == nil || p.demand.none() {
 		return nil, nil
 	}
-	return p.credential.acquire(ctx)
+	lease, err := p.credential.acquire(ctx)
+	if lease != nil && p.demand.none() {
+		// The proxy said so while this flow stood in line.
+		lease.settle(notJudged)
+		return nil, nil
+	}
+	return lease, err
 }
 
 // Standing returns the lease that all flows share while the credential is accepted;
-// nil if the proxy has no credential. ok is false when Acquire would have to decide
-// or to wait. It is for a caller that must not wait, and costs one atomic load.
+// nil if the proxy has no credential or does not ask for it. ok is false when
+// Acquire would have to decide or to wait. It is for a caller that must not wait,
+// and costs two atomic loads.
 func (p *Proxy) Standing() (lease *Lease, ok bool) {
-	if p.credential == nil {
+	if p.credential == nil || p.demand.none() {
 		return nil, true
 	}
 	lease = p.credential.standing.Load()
@@ -100,11 +117,13 @@ func (p *Proxy) Standing() (lease *Lease, ok bool) {
 
 // Reset forgets that the proxy refused the credential: the next flow tries it as
 // if for the first time. Answers to what was sent before no longer count. A
-// credential that was not refused stays as it is.
+// credential that was not refused stays as it is. A SOCKS5 proxy that did not ask
+// for the credential is offered it again.
 func (p *Proxy) Reset() {
 	if p.credential == nil {
 		return
 	}
+	p.demand.forget()
 	p.credential.mutex.Lock()
 	defer p.credential.mutex.Unlock()
 	if state := p.credential.state; state == refused || state == suspended {
@@ -113,35 +132,65 @@ func (p *Proxy) Reset() {
 }
 
 // Settle reports how the handshake under the lease ended: nil for a tunnel, else
-// its error, perhaps wrapped. Only a tunnel and a *RefusedError with status 407
-// say something about the credential. An exclusive lease is settled once; any
-// number of flows share and settle the one of an accepted credential.
+// its error, perhaps wrapped. Only a tunnel and a *RefusedError that is Denied say
+// something about the credential. Of an exclusive lease the first settlement
+// counts and others are ignored, so that a driver may settle whatever the
+// handshake has left open; any number of flows share and settle the one of an
+// accepted credential.
 func (l *Lease) Settle(err error) {
-	if l == nil {
-		return
-	}
 	answer, answered := errors.AsType[*RefusedError](err)
-	denied := answered && answer.Status == http.StatusProxyAuthRequired
-	if l.shared && !denied {
+	switch {
+	case err == nil:
+		l.settle(judgedGood)
+	case answered && answer.Denied:
+		l.settle(judgedBad)
+	case answered:
+		l.settle(notJudged)
+	default:
+		l.settle(notAnswered)
+	}
+}
+
+// stale reports whether the credential was refused since the lease that all share was
+// taken: between that and the request lies the connect.
+func (l *Lease) stale() bool {
+	return l != nil && l.shared && l.credential.standing.Load() != l
+}
+
+// verdict is what the end of a lease says about the credential.
+type verdict uint8
+
+const (
+	notAnswered verdict = iota // nothing: there was no answer
+	notJudged                  // nothing, but the proxy answered
+	judgedGood
+	judgedBad
+)
+
+func (l *Lease) settle(v verdict) {
+	if l == nil || l.shared && v != judgedBad {
 		return
 	}
-
 	c := l.credential
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	if l.overdue != nil {
 		l.overdue.Stop()
 	}
+	if l.settled {
+		return
+	}
+	l.settled = true
 	switch {
 	case l.epoch != c.epoch:
 		// The question was settled by another answer.
-	case err == nil:
+	case v == judgedGood:
 		c.enter(accepted)
-	case denied:
+	case v == judgedBad:
 		c.deny()
 	case c.state == untried:
 		c.pass(l)
-	case answered: // suspended
+	case v == notJudged: // suspended
 		// Most likely the proxy did not mind the credential, but whoever answers
 		// 403 or 502 need not have looked at it: the next flow asks again. Without
 		// an answer it stays at one try a pause.
@@ -215,7 +264,7 @@ func (c *credential) pause() time.Duration {
 	return min(firstPause<<min(c.retries, doublings), lastPause)
 }
 
-// deny takes note of a 407. It is called under the mutex.
+// deny takes note of a refusal. It is called under the mutex.
 func (c *credential) deny() {
 	switch c.state {
 	case untried:

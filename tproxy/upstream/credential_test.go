@@ -18,8 +18,8 @@ import (
 
 // What a handshake ends with, wrapped as a dialer wraps it.
 var (
-	errDenied    = fmt.Errorf("tunnel: %w", &upstream.RefusedError{Status: 407})
-	errForbidden = fmt.Errorf("tunnel: %w", &upstream.RefusedError{Status: 403})
+	errDenied    = fmt.Errorf("tunnel: %w", &upstream.RefusedError{Code: 407, Denied: true})
+	errForbidden = fmt.Errorf("tunnel: %w", &upstream.RefusedError{Code: 403})
 )
 
 func withCredential(t *testing.T) *upstream.Proxy {
@@ -122,7 +122,7 @@ func TestSingleFlight(t *testing.T) {
 func TestTurnIsPassed(t *testing.T) {
 	outcomes := []error{
 		errForbidden,
-		&upstream.RefusedError{Status: 502},
+		&upstream.RefusedError{Code: 502},
 		os.ErrDeadlineExceeded,
 		io.ErrUnexpectedEOF,
 		context.Canceled,
@@ -410,7 +410,7 @@ func TestStandingIsTheLeaseOfAnAcceptedCredential(t *testing.T) {
 	if lease == nil || !ok {
 		t.Fatalf("accepted: %v, %t", lease, ok)
 	}
-	lease.Settle(&upstream.RefusedError{Status: 407})
+	lease.Settle(&upstream.RefusedError{Code: 407, Denied: true})
 	if lease, ok := proxy.Standing(); lease != nil || ok {
 		t.Errorf("suspended: %v, %t", lease, ok)
 	}
@@ -436,13 +436,16 @@ func TestJoin(t *testing.T) {
 		{"http://u:p@h:3128", "http://u:q@h:3128", false, false},
 		{"http://u:p@h:3128", "http://h:3128", false, false},
 		{"http://h:3128", "http://h:3128", true, false},
+		{"socks5://u:p@h:3128", "http://u:p@h:3128", false, true},
+		{"socks5://u:p@h", "socks5h://u:p@h:1080", true, true},
+		{"socks5://h:3128", "http://h:3128", false, false},
 	} {
 		a, b := parse(test.a), parse(test.b)
 		if same := a.Join(b); same != test.same {
 			t.Errorf("%s, %s: same %t", test.a, test.b, same)
 		}
 		lease, _, _ := try(b)
-		lease.Settle(&upstream.RefusedError{Status: 407})
+		lease.Settle(&upstream.RefusedError{Code: 407, Denied: true})
 		if _, _, err := try(a); errors.Is(err, upstream.ErrCredentialRefused) != test.shared {
 			t.Errorf("%s, %s: after a refusal of the second, the first: %v", test.a, test.b, err)
 		}

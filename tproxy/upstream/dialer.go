@@ -7,8 +7,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Keep-alive finds out that a silent peer is gone long before a flow's idle limit,
@@ -19,6 +22,11 @@ const (
 	keepAliveInterval = 30 * time.Second
 )
 
+// KeepAlive are the times at which silent peers are probed.
+func KeepAlive() net.KeepAliveConfig {
+	return net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval}
+}
+
 // Dialer opens the connections on which flows leave. Both times must be positive.
 // It is safe for concurrent use and must not be copied after its first use,
 // because it remembers the addresses of the proxies' names.
@@ -27,6 +35,10 @@ type Dialer struct {
 	// included: it sets the mark that keeps the gateway from capturing itself. See
 	// net.Dialer. Nil for nothing.
 	Control func(network, address string, c syscall.RawConn) error
+	// Sources are addresses of this host from which proxies are connected to, in turn;
+	// without one of the proxy's family the kernel chooses. Each more of them adds as
+	// many connections as there are local ports.
+	Sources []netip.Addr
 	// ConnectTimeout bounds the connect; with a proxy, the look-up of its name and
 	// the tries of all its addresses together.
 	ConnectTimeout time.Duration
@@ -35,13 +47,14 @@ type Dialer struct {
 	HandshakeTimeout time.Duration
 
 	names names
+	turn  atomic.Uint32 // of Sources
 }
 
 // Direct connects to destination. The caller closes the connection.
 func (d *Dialer) Direct(ctx context.Context, destination netip.AddrPort) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.ConnectTimeout)
 	defer cancel()
-	return d.dial(ctx, destination)
+	return d.dial(ctx, destination, netip.Addr{})
 }
 
 // Tunnel connects to the proxy and has it open a tunnel to target. rest is what
@@ -50,13 +63,12 @@ func (d *Dialer) Direct(ctx context.Context, destination netip.AddrPort) (*net.T
 // *RefusedError, or ErrCredentialRefused if it was not even asked. When ctx is
 // done, Tunnel returns at once.
 func (d *Dialer) Tunnel(ctx context.Context, proxy *Proxy, target Target) (conn *net.TCPConn, rest []byte, err error) {
-	handshake, err := proxy.Handshake(target)
-	if err != nil {
+	if err := target.check(); err != nil {
 		return nil, nil, err
 	}
 	conn, err = d.connect(ctx, proxy)
 	if err == nil {
-		if rest, err = d.shake(ctx, conn, proxy, handshake); err != nil {
+		if rest, err = d.shake(ctx, conn, proxy, target); err != nil {
 			conn.Close()
 		}
 	}
@@ -123,22 +135,60 @@ func (d *Dialer) dialShare(ctx context.Context, to netip.AddrPort, addresses int
 		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(addresses))
 		defer cancel()
 	}
-	return d.dial(ctx, to)
+	return d.dial(ctx, to, d.Source(to.Addr().Unmap()))
 }
 
-func (d *Dialer) dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+// Source returns the address from which to connect to a proxy's next, the zero Addr for
+// the kernel's choice. It is for a caller that connects by itself.
+func (d *Dialer) Source(to netip.Addr) netip.Addr {
+	var family []netip.Addr
+	if len(d.Sources) == 0 {
+		return netip.Addr{}
+	}
+	for _, source := range d.Sources {
+		if source.Is4() == to.Is4() {
+			family = append(family, source)
+		}
+	}
+	if len(family) == 0 {
+		return netip.Addr{}
+	}
+	return family[int(d.turn.Add(1)%uint32(len(family)))]
+}
+
+func (d *Dialer) dial(ctx context.Context, to netip.AddrPort, source netip.Addr) (*net.TCPConn, error) {
 	dialer := net.Dialer{
 		Control:         d.Control,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval},
+		KeepAliveConfig: KeepAlive(),
 	}
 	dialer.SetMultipathTCP(false) // whatever GODEBUG says: an MPTCP socket cannot be spliced as cheaply
 	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	if source.IsValid() {
+		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))
+		dialer.Control = d.leavePort
+	}
 	// Not DialTCP: without a source address that binds the socket to the zero one.
 	conn, err := dialer.DialContext(ctx, "tcp", to.String())
 	if err != nil {
 		return nil, err
 	}
 	return conn.(*net.TCPConn), nil
+}
+
+// leavePort is Control with the choice of the port left to connect, when the other three
+// parts of the connection are known: a port in use towards anybody else is not taken.
+func (d *Dialer) leavePort(network, address string, raw syscall.RawConn) error {
+	var failure error
+	err := raw.Control(func(fd uintptr) {
+		failure = os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1))
+	})
+	if err == nil {
+		err = failure
+	}
+	if err != nil || d.Control == nil {
+		return err
+	}
+	return d.Control(network, address, raw)
 }
 
 // resolve returns the addresses of a proxy's host. A look-up takes at most half of
@@ -167,11 +217,16 @@ func (d *Dialer) resolver() *net.Resolver {
 }
 
 // shake drives the handshake on a connection to the proxy, under a lease.
-func (d *Dialer) shake(ctx context.Context, conn *net.TCPConn, proxy *Proxy, handshake Handshake) (rest []byte, err error) {
+func (d *Dialer) shake(ctx context.Context, conn *net.TCPConn, proxy *Proxy, target Target) (rest []byte, err error) {
 	limited, cancel := context.WithTimeout(ctx, d.HandshakeTimeout)
 	defer cancel()
 	lease, err := proxy.Acquire(limited)
 	if err != nil {
+		return nil, err
+	}
+	handshake, err := proxy.Handshake(target, lease)
+	if err != nil {
+		lease.Settle(err)
 		return nil, err
 	}
 	// A deadline in the past interrupts the handshake. If it came into play at all,
@@ -179,7 +234,7 @@ func (d *Dialer) shake(ctx context.Context, conn *net.TCPConn, proxy *Proxy, han
 	stop := context.AfterFunc(limited, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	rest, err = Drive(conn, handshake)
 	interrupted := !stop()
-	// What the proxy said counts even if nobody waits for it any more.
+	// The handshake has settled the lease if the proxy answered at all.
 	lease.Settle(err)
 	switch {
 	case !interrupted || err != nil && !errors.Is(err, os.ErrDeadlineExceeded):

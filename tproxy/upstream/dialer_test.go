@@ -127,7 +127,7 @@ func TestWrongPassword(t *testing.T) {
 				conn, _, err := d.Tunnel(t.Context(), wrong, target)
 				var refused *upstream.RefusedError
 				switch {
-				case errors.As(err, &refused) && refused.Status == 407:
+				case errors.As(err, &refused) && refused.Code == 407 && upstream.Denied(err):
 					a.Add(1)
 				case errors.Is(err, upstream.ErrCredentialRefused):
 					s.Add(1)

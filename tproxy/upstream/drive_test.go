@@ -1,69 +1,14 @@
 package upstream_test
 
 import (
-	"bufio"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"testing"
 	"time"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
-
-// TestDrive runs the table over both kinds of connection, whole and in pieces.
-func TestDrive(t *testing.T) {
-	for _, connection := range []struct {
-		name string
-		make func(*testing.T) (client, server net.Conn)
-	}{{"pipe", pipe}, {"loopback", loopback}} {
-		for _, r := range replies() {
-			pieces := [][][]byte{{[]byte(r.bytes)}}
-			if len(r.bytes) < 1000 {
-				pieces = append(pieces, single([]byte(r.bytes)))
-			}
-			for _, pieces := range pieces {
-				t.Run(fmt.Sprintf("%s/%s/%d", connection.name, r.name, len(pieces)), func(t *testing.T) {
-					client, server := connection.make(t)
-					written := make(chan struct{})
-					go func() {
-						defer close(written)
-						serve(server, pieces)
-					}()
-					rest, err := upstream.Drive(client, handshake(t))
-					if rest != nil && len(rest) == 0 {
-						t.Error("an empty rest holds the buffer")
-					}
-					if err == nil {
-						more, _ := io.ReadAll(client)
-						rest = append(rest, more...)
-					}
-					client.Close()
-					<-written
-					if r.incomplete && !errors.Is(err, io.ErrUnexpectedEOF) {
-						t.Fatalf("error %v of a proxy that closes", err)
-					}
-					r.check(t, string(rest), err == nil, err)
-				})
-			}
-		}
-	}
-}
-
-// serve reads a request, answers it and closes.
-func serve(conn net.Conn, pieces [][]byte) {
-	defer conn.Close()
-	if _, err := http.ReadRequest(bufio.NewReader(conn)); err != nil {
-		return
-	}
-	for _, piece := range pieces {
-		if _, err := conn.Write(piece); err != nil {
-			return
-		}
-	}
-}
 
 func pipe(t *testing.T) (client, server net.Conn) {
 	client, server = net.Pipe()
@@ -131,7 +76,8 @@ func TestDriveDeadline(t *testing.T) {
 	client.SetDeadline(time.Now().Add(20 * time.Millisecond))
 	go io.Copy(io.Discard, server)
 	var timeout net.Error
-	if _, err := upstream.Drive(client, handshake(t)); !errors.As(err, &timeout) || !timeout.Timeout() {
+	_, _, handshake := begin(t, httpProxy)
+	if _, err := upstream.Drive(client, handshake); !errors.As(err, &timeout) || !timeout.Timeout() {
 		t.Errorf("error %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 // Package upstream is how a flow leaves the host: directly, or through a tunnel
-// that an HTTP proxy opens at its CONNECT (RFC 9110 section 9.3.6), with Basic
-// credentials (RFC 7617) if the proxy wants some.
+// that a proxy opens. That is an HTTP proxy at its CONNECT (RFC 9110 section
+// 9.3.6), with Basic credentials (RFC 7617) if there are some, or a SOCKS5 proxy
+// (RFC 1928), with a user name and a password (RFC 1929) if it asks for them.
 //
 // What is said to a proxy is a [Handshake], a state machine that does no input or
 // output, so that an event loop can drive it as well as [Drive], which does so on
@@ -16,14 +17,17 @@
 //   - untried: one flow sends it and the others wait for the answer. An answer
 //     that says nothing about the credential passes the turn to the next.
 //   - accepted: everybody sends it. The lease costs one atomic load.
-//   - refused (407 at its first use): nobody sends it until [Proxy.Reset].
-//   - suspended (407 after it was accepted): nobody sends it but for single
+//   - refused (at its first use): nobody sends it until [Proxy.Reset].
+//   - suspended (refused after it was accepted): nobody sends it but for single
 //     retries, minutes apart. Flows that were under way already when it happened
-//     may each see a 407.
+//     may each be refused.
+//
+// A refusal is HTTP's 407, or the failure of SOCKS5's sub-negotiation. A SOCKS5
+// proxy that does not ask for the credential gets to know nothing of it and says
+// nothing about it: its flows then go without a lease and wait for nobody.
 package upstream
 
 import (
-	"encoding/base64"
 	"fmt"
 	"net"
 	"net/netip"
@@ -50,9 +54,11 @@ type Handshake interface {
 // Proxy is one configured upstream and what is known of its credential. All flows
 // share it; it is safe for concurrent use.
 type Proxy struct {
+	protocol   protocol
 	host       string // a DNS name, or an IP literal without brackets
 	port       uint16
 	credential *credential // nil: none
+	demand     demand      // SOCKS5: whether the proxy asks for the credential
 
 	// Made once, because every flow asks for them.
 	url     string
@@ -65,7 +71,8 @@ func (p *Proxy) Host() string { return p.host }
 // Port returns the proxy's TCP port.
 func (p *Proxy) Port() uint16 { return p.port }
 
-// String returns the proxy's URL without user name and password, fit for logs.
+// String returns the proxy's URL, its scheme included, without user name and
+// password, fit for logs.
 func (p *Proxy) String() string { return p.url }
 
 // Join reports whether p is the same proxy with the same credential as other. If
@@ -76,21 +83,25 @@ func (p *Proxy) Join(other *Proxy) (same bool) {
 	if p == nil || other == nil {
 		return p == other
 	}
-	if p.credential != nil && other.credential != nil && p.credential.authorization == other.credential.authorization {
+	if p.credential.same(other.credential) {
 		p.credential = other.credential
 	}
-	return p.host == other.host && p.port == other.port && p.credential == other.credential
+	return p.protocol == other.protocol && p.host == other.host && p.port == other.port && p.credential == other.credential
 }
 
-// Handshake returns the negotiation of a tunnel to t. It sends the credential, so
-// that it must run under a lease of this proxy if there is one. The error says
-// that t cannot be asked for: no byte of a hostile name gets into a request.
-func (p *Proxy) Handshake(t Target) (Handshake, error) {
-	authority, err := t.authority()
-	if err != nil {
+// Handshake returns the negotiation of a tunnel to t. It sends the credential only
+// under a lease of this proxy, nil for none, and settles that with the answer; a
+// negotiation that ends without one leaves this to whoever acquired the lease. The
+// error says that t cannot be asked for: no byte of a hostile name gets into a
+// request.
+func (p *Proxy) Handshake(t Target, lease *Lease) (Handshake, error) {
+	if err := t.check(); err != nil {
 		return nil, err
 	}
-	return &connect{authority: authority, credential: p.credential}, nil
+	if p.protocol == protocolSOCKS5 {
+		return newSOCKS5(p, t, lease), nil
+	}
+	return newConnect(t, lease), nil
 }
 
 // Target is where a tunnel leads.
@@ -99,23 +110,29 @@ type Target struct {
 	Port uint16
 }
 
-// authority is the target in the form of a CONNECT request (RFC 9112 section
-// 3.2.3), or an error if it is none. What it lets through is letters, digits and
-// the marks of a host name or an address.
-func (t Target) authority() (string, error) {
+// check returns why no proxy can be asked for the target. What it lets through is
+// letters, digits and the marks of a host name or an address.
+func (t Target) check() error {
 	if t.Port == 0 {
-		return "", fmt.Errorf("target %.300q: port 0 cannot be reached", t.Host)
+		return fmt.Errorf("target %.300q: port 0 cannot be reached", t.Host)
 	}
 	address, err := netip.ParseAddr(t.Host)
 	switch {
 	case err == nil && address.Zone() != "":
-		return "", fmt.Errorf("target %.300q: the zone of an address means nothing to a proxy", t.Host)
-	case err == nil:
-		return joinHostPort(address.Unmap().String(), t.Port), nil
-	case !validName(t.Host):
-		return "", fmt.Errorf("target %.300q: neither a DNS name nor an address", t.Host)
+		return fmt.Errorf("target %.300q: the zone of an address means nothing to a proxy", t.Host)
+	case err != nil && !validName(t.Host):
+		return fmt.Errorf("target %.300q: neither a DNS name nor an address", t.Host)
 	}
-	return joinHostPort(t.Host, t.Port), nil
+	return nil
+}
+
+// authority is a target that was checked, in the form of a CONNECT request (RFC
+// 9112 section 3.2.3).
+func (t Target) authority() string {
+	if address, err := netip.ParseAddr(t.Host); err == nil {
+		return joinHostPort(address.Unmap().String(), t.Port)
+	}
+	return joinHostPort(t.Host, t.Port)
 }
 
 func joinHostPort(host string, port uint16) string {
@@ -153,10 +170,4 @@ func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 func isNumber(text string) bool {
 	return text != "" && strings.Trim(text, "0123456789") == ""
-}
-
-// basic is the value of the Proxy-Authorization field (RFC 7617 section 2). The
-// user name and the password go out as the bytes that they are.
-func basic(user, password string) string {
-	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
 }

@@ -9,17 +9,53 @@ import (
 	"strings"
 )
 
-// defaultPort is taken when a proxy's URL has none: Squid's, which has become that
-// of HTTP proxies in general. It is neither the port of the scheme (80), on which
-// web servers listen and no forward proxies, nor curl's 1080, which is SOCKS's.
-const defaultPort = 3128
+// protocol is what a proxy speaks; it stands as the scheme in the proxy's URL.
+type protocol string
+
+const (
+	protocolHTTP   protocol = "http"
+	protocolSOCKS5 protocol = "socks5"
+)
+
+// defaultPort is taken when a proxy's URL has none. For HTTP it is Squid's, which
+// has become that of HTTP proxies in general, and neither the port of the scheme
+// (80), on which web servers listen and no forward proxies, nor curl's 1080. That
+// is SOCKS's (RFC 1928 section 3).
+func (p protocol) defaultPort() uint16 {
+	if p == protocolSOCKS5 {
+		return 1080
+	}
+	return 3128
+}
+
+// usage is how to write a URL of the protocol.
+func (p protocol) usage() string { return "use " + string(p) + "://host:port" }
+
+// usageIPv6 is the same for an IPv6 address.
+func (p protocol) usageIPv6() string {
+	return fmt.Sprintf("use %s://[2001:db8::1]:%d", p, p.defaultPort())
+}
+
+// protocolOf returns what a scheme stands for. socks5h is a name from curl, where
+// it means that names are left to the proxy; here they always are.
+func protocolOf(scheme string) (protocol, error) {
+	switch strings.ToLower(scheme) {
+	case "", "http":
+		return protocolHTTP, nil
+	case "socks5", "socks5h":
+		return protocolSOCKS5, nil
+	}
+	return "", fmt.Errorf("scheme %q is not supported: use http://host:port or socks5://host:port", scheme)
+}
 
 // maxURL bounds a proxy's URL in bytes; a user name, a password and a host of the
 // greatest useful length fit many times.
 const maxURL = 4096
 
 // Parse reads a proxy's URL: http://[user:password@]host[:port], or the same
-// without the scheme, as curl takes it. Without a port it is 3128.
+// without the scheme, as curl takes it, for an HTTP proxy; the scheme socks5, or
+// socks5h with the same meaning, for a SOCKS5 proxy. Without a port it is 3128, or
+// 1080.
 //
 // User name and password are percent-decoded, and what RFC 3986 section 3.2.1 does
 // not allow there unencoded is refused, because a raw / # ? or @ in a password
@@ -44,15 +80,15 @@ func Parse(raw string) (*Proxy, error) {
 // password: of a URL that is written wrongly nobody can tell which part is which.
 func parse(raw string) (*Proxy, error) {
 	scheme, rest := cutScheme(raw)
-	if scheme != "" && !strings.EqualFold(scheme, "http") {
-		return nil, fmt.Errorf("scheme %q is not supported: use http://host:port", scheme)
+	protocol, err := protocolOf(scheme)
+	if err != nil {
+		return nil, err
 	}
-	proxy := new(Proxy)
-	var err error
+	proxy := &Proxy{protocol: protocol}
 	// The last @ is the one before the host, as no host has one; an @ before it is
 	// an unencoded one in the password.
 	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
-		if proxy.credential, err = parseUserinfo(rest[:at]); err != nil {
+		if proxy.credential, err = protocol.parseUserinfo(rest[:at]); err != nil {
 			return nil, err
 		}
 		rest = rest[at+1:]
@@ -62,13 +98,13 @@ func parse(raw string) (*Proxy, error) {
 		hostport, path = rest[:end], rest[end:]
 	}
 	if path != "" && path != "/" {
-		return nil, errors.New("the URL of a proxy ends after its port: use http://host:port, and percent-encode special characters of a password (/ as %2F, # as %23, ? as %3F)")
+		return nil, errors.New("the URL of a proxy ends after its port: " + protocol.usage() + ", and percent-encode special characters of a password (/ as %2F, # as %23, ? as %3F)")
 	}
-	if proxy.host, proxy.port, err = parseHostPort(hostport); err != nil {
+	if proxy.host, proxy.port, err = protocol.parseHostPort(hostport); err != nil {
 		return nil, err
 	}
 	// The zone of an IPv6 literal is written as RFC 6874 has it.
-	proxy.url = "http://" + joinHostPort(strings.Replace(proxy.host, "%", "%25", 1), proxy.port)
+	proxy.url = string(protocol) + "://" + joinHostPort(strings.Replace(proxy.host, "%", "%25", 1), proxy.port)
 	if address, err := netip.ParseAddr(proxy.host); err == nil {
 		proxy.literal = []netip.AddrPort{netip.AddrPortFrom(address.Unmap(), proxy.port)}
 	}
@@ -90,7 +126,7 @@ func cutScheme(raw string) (scheme, rest string) {
 }
 
 // parseUserinfo decodes what stands before the @. It returns nil if it is empty.
-func parseUserinfo(userinfo string) (*credential, error) {
+func (p protocol) parseUserinfo(userinfo string) (*credential, error) {
 	for i := range len(userinfo) {
 		if c := userinfo[i]; !isAlphanumeric(c) && !strings.ContainsRune("-._~!$&'()*+,;=:%", rune(c)) {
 			return nil, errors.New("percent-encode special characters of the user name and the password: " +
@@ -104,14 +140,30 @@ func parseUserinfo(userinfo string) (*credential, error) {
 	switch {
 	case errUser != nil || errPassword != nil:
 		return nil, errors.New("a % in the user name or the password is not followed by two hexadecimal digits: write % as %25")
-	case strings.Contains(user, ":"):
-		return nil, errors.New("a user name with a colon cannot be sent by Basic authentication (RFC 7617 section 2): use another account")
-	case hasControl(user) || hasControl(password):
-		return nil, errors.New("control characters in the user name or the password cannot be sent by Basic authentication (RFC 7617 section 2): remove them (%00 to %1F, %7F)")
 	case user == "" && password == "":
 		return nil, nil
 	}
-	return &credential{authorization: basic(user, password)}, nil
+	if err := p.checkCredential(user, password); err != nil {
+		return nil, err
+	}
+	return newCredential(user, password), nil
+}
+
+// checkCredential returns why the protocol cannot send a user name and a password.
+func (p protocol) checkCredential(user, password string) error {
+	switch {
+	case p == protocolSOCKS5 && user == "":
+		return errors.New("a SOCKS5 proxy takes no password without a user name (RFC 1929 section 2): use socks5://user:password@host:port")
+	case p == protocolSOCKS5 && max(len(user), len(password)) > maxSOCKS5String:
+		return fmt.Errorf("the user name or the password is longer than the %d bytes that SOCKS5 can send (RFC 1929 section 2): use another account", maxSOCKS5String)
+	case p == protocolSOCKS5:
+		return nil
+	case strings.Contains(user, ":"):
+		return errors.New("a user name with a colon cannot be sent by Basic authentication (RFC 7617 section 2): use another account")
+	case hasControl(user) || hasControl(password):
+		return errors.New("control characters in the user name or the password cannot be sent by Basic authentication (RFC 7617 section 2): remove them (%00 to %1F, %7F)")
+	}
+	return nil
 }
 
 func hasControl(text string) bool {
@@ -120,16 +172,16 @@ func hasControl(text string) bool {
 
 // parseHostPort reads the last part of the URL. It may quote the host but not a
 // port that is no number: in user:password without an @ that is the password.
-func parseHostPort(hostport string) (host string, port uint16, err error) {
+func (p protocol) parseHostPort(hostport string) (host string, port uint16, err error) {
 	var after string
 	if literal, found := strings.CutPrefix(hostport, "["); found {
 		if literal, after, found = strings.Cut(literal, "]"); !found {
-			return "", 0, errors.New("the bracket of the IPv6 address is not closed: use http://[2001:db8::1]:3128")
+			return "", 0, errors.New("the bracket of the IPv6 address is not closed: " + p.usageIPv6())
 		}
 		// RFC 6874 writes the zone's % as %25; curl takes both.
 		address, err := netip.ParseAddr(strings.Replace(literal, "%25", "%", 1))
 		if err != nil || !address.Is6() || hasControl(literal) {
-			return "", 0, errors.New("what stands in brackets is not an IPv6 address: use http://[2001:db8::1]:3128")
+			return "", 0, errors.New("what stands in brackets is not an IPv6 address: " + p.usageIPv6())
 		}
 		host = address.String()
 	} else {
@@ -139,21 +191,21 @@ func parseHostPort(hostport string) (host string, port uint16, err error) {
 		}
 		host, after = hostport[:colon], hostport[colon:]
 		if strings.Count(after, ":") > 1 {
-			return "", 0, errors.New("more than one colon: use http://host:port, and put an IPv6 address in brackets: http://[2001:db8::1]:3128")
+			return "", 0, errors.New("more than one colon: " + p.usage() + ", and put an IPv6 address in brackets: " + p.usageIPv6())
 		}
 		if host == "" {
-			return "", 0, errors.New("no host: use http://host:port")
+			return "", 0, errors.New("no host: " + p.usage())
 		}
 		if _, err := netip.ParseAddr(host); err != nil && !validName(host) {
-			return "", 0, errors.New("the host is neither a DNS name nor an IP address: use http://host:port, a name that is not ASCII in its xn-- form")
+			return "", 0, errors.New("the host is neither a DNS name nor an IP address: " + p.usage() + ", a name that is not ASCII in its xn-- form")
 		}
 	}
 	if after == "" || after == ":" {
-		return host, defaultPort, nil
+		return host, p.defaultPort(), nil
 	}
 	number, err := strconv.ParseUint(strings.TrimPrefix(after, ":"), 10, 16)
 	if after[0] != ':' || err != nil || number == 0 {
-		return "", 0, errors.New("the port is not a number from 1 to 65535: use http://host:port")
+		return "", 0, errors.New("the port is not a number from 1 to 65535: " + p.usage())
 	}
 	return host, uint16(number), nil
 }

@@ -1,12 +1,16 @@
 package upstream_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"strings"
 	"testing"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
+
+// long255 is the longest user name or password that SOCKS5 can send.
+var long255 = strings.Repeat("x", 255)
 
 func TestParse(t *testing.T) {
 	for _, test := range []struct {
@@ -35,6 +39,14 @@ func TestParse(t *testing.T) {
 		{raw: "http://user:p%C3%A4ss@proxy", host: "proxy", port: 3128, credential: "user:päss", text: "http://proxy:3128"},
 		{raw: "http://user@proxy", host: "proxy", port: 3128, credential: "user:", text: "http://proxy:3128"},
 		{raw: "http://:pass@proxy", host: "proxy", port: 3128, credential: ":pass", text: "http://proxy:3128"},
+		{raw: "socks5://proxy", host: "proxy", port: 1080, text: "socks5://proxy:1080"},
+		{raw: "socks5h://proxy/", host: "proxy", port: 1080, text: "socks5://proxy:1080"},
+		{raw: "SOCKS5://[2001:db8::1]:9050", host: "2001:db8::1", port: 9050, text: "socks5://[2001:db8::1]:9050"},
+		{raw: "socks5://us%20er:p%40ss%3Aw%2Fo%25rd@proxy:1081", host: "proxy", port: 1081, credential: "us er:p@ss:w/o%rd", text: "socks5://proxy:1081"},
+		{raw: "socks5://us%3Aer:pass%0a@proxy", host: "proxy", port: 1080, credential: "us:er:pass\n", text: "socks5://proxy:1080"},
+		{raw: "socks5://user@proxy", host: "proxy", port: 1080, credential: "user:", text: "socks5://proxy:1080"},
+		{raw: "socks5://:@proxy", host: "proxy", port: 1080, text: "socks5://proxy:1080"},
+		{raw: "socks5://" + long255 + ":" + long255 + "@proxy", host: "proxy", port: 1080, credential: long255 + ":" + long255, text: "socks5://proxy:1080"},
 		{raw: "http://:@proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
 		{raw: "http://@proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
 	} {
@@ -52,14 +64,30 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// credentialOf returns what a request to the proxy says, decoded; "" for nothing.
+// credentialOf returns what a handshake with the proxy tells it, decoded; "" for
+// nothing.
 func credentialOf(t *testing.T, proxy *upstream.Proxy) string {
 	t.Helper()
-	handshake, err := proxy.Handshake(upstream.Target{Host: "example.org", Port: 443})
+	handshake, err := proxy.Handshake(upstream.Target{Host: "example.org", Port: 443}, acquire(t, proxy))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, after, found := strings.Cut(string(handshake.Hello()), "\r\nProxy-Authorization: Basic ")
+	hello := handshake.Hello()
+	if hello[0] == 5 {
+		if !bytes.Contains(hello[2:], []byte{2}) {
+			return ""
+		}
+		message, _, _, err := handshake.Feed([]byte{5, 2})
+		if err != nil || message[0] != 1 {
+			t.Fatalf("%q, %v", message, err)
+		}
+		user, after := message[2:2+int(message[1])], message[2+int(message[1]):]
+		if len(after) != 1+int(after[0]) {
+			t.Fatalf("a message of the wrong length: %q", message)
+		}
+		return string(user) + ":" + string(after[1:])
+	}
+	_, after, found := strings.Cut(string(hello), "\r\nProxy-Authorization: Basic ")
 	if !found {
 		return ""
 	}
@@ -78,9 +106,21 @@ func TestParseErrors(t *testing.T) {
 		bracket = "http://[2001:db8::1]:3128"
 	)
 	for _, test := range []struct{ raw, shown, says string }{
-		{"ftp://x", "ftp://x: ", `scheme "ftp" is not supported: use http://host:port`},
+		{"ftp://x", "ftp://x: ", `scheme "ftp" is not supported: use http://host:port or socks5://host:port`},
 		{"https://proxy:443", "https://proxy:443: ", `scheme "https" is not supported`},
-		{"socks5://user:S3cr3t@proxy", "socks5://***@proxy: ", `scheme "socks5" is not supported`},
+		{"socks4://user:S3cr3t@proxy", "socks4://***@proxy: ", `scheme "socks4" is not supported`},
+		{"socks5://", "socks5://: ", "use socks5://host:port"},
+		{"socks5://:S3cr3t@proxy", "socks5://***@proxy: ", "user name"},
+		{"socks5://user:S3cr3t" + long255 + "@proxy", "socks5://***@proxy: ", "255 bytes"},
+		{"socks5://S3cr3t" + long255 + ":x@proxy", "socks5://***@proxy: ", "255 bytes"},
+		{"socks5://user:S3cr3t/x@proxy:80", "socks5://***@proxy:80: ", encode},
+		{"socks5h://user:S3cr3t", "socks5h://user:***: ", "use socks5://host:port"},
+		{"socks5://proxy/path", "socks5://proxy/***: ", "use socks5://host:port"},
+		{"socks5://proxy:1080x", "socks5://proxy:***: ", "use socks5://host:port"},
+		{"socks5://pr..xy", "socks5://pr..xy: ", "use socks5://host:port"},
+		{"socks5://2001:db8::1", "socks5://2001:***: ", "socks5://[2001:db8::1]:1080"},
+		{"socks5://[2001:db8::1", "", "socks5://[2001:db8::1]:1080"},
+		{"socks5://[x]", "", "socks5://[2001:db8::1]:1080"},
 		{"", `"": `, use},
 		{"http://", "http://: ", use},
 		{"http://:3128", "http://:3128: ", use},
@@ -160,7 +200,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, after string) {
-		for _, before := range []string{"http://user:", "user:", "ftp://user:", "http://user:1", "[user:"} {
+		for _, before := range []string{"http://user:", "user:", "ftp://user:", "http://user:1", "[user:", "socks5://user:"} {
 			proxy, err := upstream.Parse(before + "S3cr3t" + after)
 			switch {
 			case err == nil:
