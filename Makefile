@@ -1,4 +1,4 @@
-# Every target but test-interop and test-race needs only Go, make and git.
+# Every target but test-interop, test-race, bench-dns, bench-http and profile needs only Go, make and git.
 
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
@@ -8,7 +8,7 @@ FUZZTIME ?= 60s
 # One static binary; the race detector alone needs cgo.
 export CGO_ENABLED = 0
 
-.PHONY: build demo test test-race test-interop bench check fuzz clean
+.PHONY: build demo test test-race test-interop bench bench-dns bench-http profile check fuzz clean
 
 build:
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BINARY) ./cmd/transproxy-tproxy
@@ -28,11 +28,32 @@ test-race:
 # Real squid, curl, nft and others; installs them from Debian when missing.
 test-interop:
 	test/interop/install
-	$(GO) test -timeout 15m -tags interop -count=1 ./netfilter ./routing ./test/interop
+	$(GO) test -timeout 15m -tags interop -count=1 ./netfilter ./routing ./test/interop ./test/benchdns ./test/benchhttp
 
 # What a flow costs, against a yardstick and against redsocks if that is installed.
-bench:
-	$(GO) run ./test/bench -write docs/FIGURES.md
+bench: build
+	$(GO) run ./test/bench -program $(BINARY) -write docs/FIGURES.md
+
+# What a DNS query costs, against dnsmasq and unbound; installs them when missing.
+bench-dns: build
+	test/interop/install
+	$(GO) run ./test/benchdns -program $(BINARY) -write docs/FIGURES.md
+
+# What a plain HTTP request costs, against squid in TPROXY mode and a reverse proxy of
+# net/http; installs squid and wrk when missing.
+bench-http: build
+	test/interop/install
+	$(GO) run ./test/benchhttp -program $(BINARY) -write docs/FIGURES.md
+
+# Where the time of the bench's connections goes: a flame graph in bin/, and shares
+# by system call. Needs root and perf (Debian's linux-perf).
+PROFILED := bin/profiled
+PROFILE_LOADS ?= connections
+profile:
+	$(GO) build -trimpath -o $(PROFILED) ./cmd/transproxy-tproxy
+	$(GO) build -o bin/bench ./test/bench
+	perf record -q -F 997 -a -g -o bin/perf.data -- bin/bench -program $(PROFILED) -loads $(PROFILE_LOADS) -rounds 1 >/dev/null
+	perf script -i bin/perf.data -F comm,pid,ip,sym 2>/dev/null | $(GO) run ./test/flame -program profiled -out bin/flame.svg
 
 check:
 	$(GO) vet -tags interop ./...

@@ -40,13 +40,19 @@ func TestMainJob(t *testing.T) {
 
 	targets := w.proxy.Targets()
 	for _, want := range []string{
-		"origin.test:443", "six.test:443", "origin.test:80", "six.test:80",
-		lab.Origin4.String() + ":443", "[" + lab.Origin6.String() + "]:80",
+		"origin.test:443", "six.test:443", lab.Origin4.String() + ":443",
 		lab.Origin4.String() + ":22", "[" + lab.Origin6.String() + "]:22",
 	} {
 		if !slices.Contains(targets, want) {
 			t.Errorf("the proxy saw no CONNECT %s among %q", want, targets)
 		}
+	}
+	requests := w.proxy.Requests()
+	slices.Sort(requests)
+	if want := []string{
+		"GET http://[" + lab.Origin6.String() + "]/f", "GET http://origin.test/c", "GET http://six.test/d",
+	}; !slices.Equal(requests, want) {
+		t.Errorf("the proxy saw the requests %q and not %q", requests, want)
 	}
 	if sources := w.direct.Sources(); len(sources) > 0 {
 		t.Errorf("%v went past the proxy", sources)
@@ -55,7 +61,7 @@ func TestMainJob(t *testing.T) {
 		t.Errorf("the proxy refused %d requests", n)
 	}
 
-	g.waitFlows(6)
+	g.waitFlows(8)
 	for _, f := range g.flows() {
 		if f.Way != "upstream" || !strings.Contains(f.Upstream, lab.Proxy4.String()) || f.Client == "" {
 			t.Errorf("access line %+v", f)

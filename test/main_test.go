@@ -149,7 +149,7 @@ func (g *gateway) flows() []flow {
 	var flows []flow
 	for line := range strings.Lines(g.output.String()) {
 		var f flow
-		if err := json.Unmarshal([]byte(line), &f); err == nil && f.Message == "flow" {
+		if err := json.Unmarshal([]byte(line), &f); err == nil && (f.Message == "flow" || f.Message == "request") {
 			flows = append(flows, f)
 		}
 	}
@@ -167,7 +167,10 @@ func (g *gateway) waitFlows(n int) []flow {
 
 // flow is a line of the access log.
 type flow struct {
-	Message     string
+	Message     string // "flow" for a tunnel, "request" for an HTTP request
+	Method      string
+	URL         string
+	Status      int
 	Client      string
 	Destination string
 	Name        string

@@ -22,18 +22,24 @@ const module = "github.com/transproxy-tproxy/transproxy-tproxy"
 // numbers, prefixes and functions.
 var mayImport = map[string][]string{
 	"cmd/transproxy-tproxy": {
-		"tproxy", "tproxy/bypass", "tproxy/upstream", "routing", "netfilter",
+		"tproxy", "tproxy/bypass", "tproxy/forward", "tproxy/upstream", "routing", "netfilter",
+		"resolver", "resolver/exchange", "resolver/fakeip",
 		"test/lab", "test/netns", // for the demo
 	},
-	"tproxy":          {"tproxy/bypass", "tproxy/sniff", "tproxy/upstream", "tproxy/relay"},
-	"tproxy/bypass":   {},
-	"tproxy/relay":    {},
-	"tproxy/sniff":    {},
-	"tproxy/upstream": {},
-	"netfilter":       {},
-	"routing":         {},
-	"test/lab":        {"test/netns"},
-	"test/netns":      {},
+	"tproxy":            {"tproxy/bypass", "tproxy/forward", "tproxy/sniff", "tproxy/upstream", "tproxy/relay"},
+	"tproxy/bypass":     {},
+	"tproxy/forward":    {"tproxy/sniff", "tproxy/upstream"},
+	"tproxy/relay":      {},
+	"tproxy/sniff":      {},
+	"tproxy/upstream":   {},
+	"resolver":          {"resolver/cache", "resolver/fakeip"},
+	"resolver/cache":    {},
+	"resolver/exchange": {},
+	"resolver/fakeip":   {},
+	"netfilter":         {},
+	"routing":           {},
+	"test/lab":          {"test/netns"},
+	"test/netns":        {},
 }
 
 // onlyIn names the one production package that may import a library, so that

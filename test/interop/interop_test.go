@@ -43,21 +43,27 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(func() { l.Close() })
 	w := &world{
 		Lab: l, t: t,
-		program: filepath.Join(t.TempDir(), "transproxy-tproxy"),
+		program: buildProgram(t),
 		origin:  &lab.Origin{Label: "origin"},
 		direct:  &lab.Origin{Label: "direct"},
-	}
-	build := exec.Command("go", "build", "-o", w.program, "../../cmd/transproxy-tproxy")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if output, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, output)
 	}
 	must(t, w.origin.Start(l.Origin, []string{"origin.test", "six.test"}, []netip.Addr{lab.Origin4, lab.Origin6}))
 	t.Cleanup(w.origin.Close)
 	must(t, w.direct.Start(l.Router, nil, nil))
 	t.Cleanup(w.direct.Close)
-	w.squid = startSquid(t, l.Proxy, hosts)
+	w.squid = startSquid(t, l.Proxy, hosts, squidPorts)
 	return w
+}
+
+func buildProgram(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "transproxy-tproxy")
+	build := exec.Command("go", "build", "-o", program, "../../cmd/transproxy-tproxy")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, output)
+	}
+	return program
 }
 
 func upstream() string {

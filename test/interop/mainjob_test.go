@@ -32,7 +32,11 @@ func TestMainJob(t *testing.T) {
 			if want := fmt.Sprintf("origin %s://%s/path\n", scheme, name); err != nil || output != want {
 				t.Errorf("curl %s://%s: %v: %q", scheme, name, err, output)
 			}
-			w.squid.wantLog(t, "CONNECT "+name+":"+port)
+			request := "GET http://" + name + "/path "
+			if scheme == "https" {
+				request = "CONNECT " + name + ":443 "
+			}
+			w.squid.wantLog(t, request)
 		}
 		output, _ := run(t, w.Client, "ssh", "-v", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "StrictHostKeyChecking=no", address.String())
 		if !strings.Contains(output, "remote software version lab") {

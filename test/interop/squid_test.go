@@ -28,13 +28,22 @@ const (
 
 const squidPort = 3128
 
+// squidPorts are those to which CONNECT is allowed where a test says nothing else.
+var squidPorts = []int{22, 80, 443, lab.PortSized, lab.PortSource}
+
 // squid is a real squid in a namespace, with Basic authentication and CONNECT for
 // listed ports only.
 type squid struct {
 	dir string
 }
 
-func startSquid(t *testing.T, ns *netns.NS, hosts map[string]netip.Addr) *squid {
+func startSquid(t *testing.T, ns *netns.NS, hosts map[string]netip.Addr, ports []int) *squid {
+	t.Helper()
+	return startSquidWith(t, ns, hosts, ports, "")
+}
+
+// startSquidWith is startSquid with more lines of configuration.
+func startSquidWith(t *testing.T, ns *netns.NS, hosts map[string]netip.Addr, ports []int, more string) *squid {
 	t.Helper()
 	s := &squid{dir: t.TempDir()}
 	var names strings.Builder
@@ -51,7 +60,7 @@ auth_param basic program /usr/lib/squid/basic_ncsa_auth DIR/password
 auth_param basic realm company
 acl authenticated proxy_auth REQUIRED
 acl CONNECT method CONNECT
-acl listed port 22 80 443 %d %d
+acl listed port %s
 http_access deny CONNECT !listed
 http_access allow authenticated
 http_access deny all
@@ -64,7 +73,7 @@ netdb_filename none
 visible_hostname proxy.test
 dns_nameservers 127.0.0.1
 shutdown_lifetime 0 seconds
-`, squidPort, lab.PortSized, lab.PortSource), "DIR", s.dir),
+%s`, squidPort, strings.Trim(fmt.Sprint(ports), "[]"), more), "DIR", s.dir),
 	} {
 		must(t, os.WriteFile(filepath.Join(s.dir, file), []byte(content), 0o600))
 	}
