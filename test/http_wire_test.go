@@ -242,7 +242,7 @@ func TestClientThatGoes(t *testing.T) {
 	w := newHTTPWorld(t)
 	g := w.gateway()
 	const size = 1 << 30
-	before := descriptors(t, g.command.Process)
+	before := sockets(t, g.command.Process)
 	c := w.converse(lab.Origin4, portWeb)
 	c.say(fmt.Sprintf("GET /sized/%d HTTP/1.1\nHost: origin.test\n\n", size))
 	_, err := io.ReadFull(c.reader, make([]byte, 1<<20))
@@ -251,7 +251,7 @@ func TestClientThatGoes(t *testing.T) {
 	if received, _ := line["received"].(float64); line["end"] == "done" || received >= size {
 		t.Errorf("access line %v", line)
 	}
-	if !within(5*time.Second, func() bool { return descriptors(t, g.command.Process) <= before }) {
-		t.Errorf("it has %d files open, and had %d before", descriptors(t, g.command.Process), before)
+	if !within(5*time.Second, func() bool { return sockets(t, g.command.Process) <= before }) {
+		t.Errorf("it has %d sockets open, and had %d before", sockets(t, g.command.Process), before)
 	}
 }

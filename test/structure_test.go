@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 	},
 	"tproxy":            {"tproxy/bypass", "tproxy/forward", "tproxy/sniff", "tproxy/upstream", "tproxy/relay"},
 	"tproxy/bypass":     {},
-	"tproxy/forward":    {"tproxy/sniff", "tproxy/upstream"},
+	"tproxy/forward":    {"tproxy/relay", "tproxy/sniff", "tproxy/upstream"},
 	"tproxy/relay":      {},
 	"tproxy/sniff":      {},
 	"tproxy/upstream":   {},

@@ -3,13 +3,15 @@ package tproxy
 import (
 	"errors"
 	"fmt"
-	"io"
+	"math"
 	"net"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/relay"
 )
 
 // Errors that end a session before both sides closed it.
@@ -72,7 +74,7 @@ func (s *session) carry(direction string, to, from *net.TCPConn, before []byte, 
 	}
 	if err == nil {
 		var n int64
-		n, err = splice(to, from)
+		n, err = relay.Copy(to, from, math.MaxInt64)
 		moved += n
 	}
 	if err == nil {
@@ -82,72 +84,6 @@ func (s *session) carry(direction string, to, from *net.TCPConn, before []byte, 
 		s.abort(fmt.Errorf("%s: %w", direction, cause(err)))
 	}
 	return moved
-}
-
-// copyOnce carries what one read gives.
-func copyOnce(to, from *net.TCPConn) (n int, err error) {
-	var buffer [4 << 10]byte
-	if n, err = from.Read(buffer[:]); n > 0 {
-		return to.Write(buffer[:n])
-	}
-	return 0, err
-}
-
-// splice carries one direction to its end. Package net holds a pipe, of two
-// descriptors, for as long as a copy lasts: so each copy is of what has arrived, and
-// none waits for more.
-func splice(to, from *net.TCPConn) (moved int64, err error) {
-	raw, err := from.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var ready int
-	var urgent bool // there is urgent data, at whose mark splice(2) would stop for good
-	arrived := func(fd uintptr) (done bool) {
-		for {
-			if ready, err = unix.IoctlGetInt(int(fd), unix.SIOCINQ); ready > 0 || err != nil {
-				// Looked at afterwards: a mark among these bytes is known then.
-				events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}
-				unix.Poll(events, 0)
-				urgent = events[0].Revents&unix.POLLPRI != 0
-				return true
-			}
-			urgent = false
-			// The end, a reset, or nothing yet. A reset is told once, so here if at all.
-			var one [1]byte
-			n, _, failure := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-			switch {
-			case failure == unix.EAGAIN:
-				return false
-			case failure == unix.EINTR:
-			case n <= 0:
-				err = failure
-				return true
-			}
-		}
-	}
-	for {
-		if failure := raw.Read(arrived); failure != nil {
-			return moved, failure
-		}
-		if err != nil {
-			return moved, err
-		}
-		if urgent {
-			n, err := copyOnce(to, from)
-			moved += int64(n)
-			if err != nil {
-				return moved, err
-			}
-			continue
-		}
-		// At its end nothing has arrived, and a read of anything tells so.
-		n, err := to.ReadFrom(&io.LimitedReader{R: from, N: int64(max(ready, 1))})
-		moved += n
-		if err != nil || n == 0 {
-			return moved, err
-		}
-	}
 }
 
 // passFIN tells a side that the other will send no more.

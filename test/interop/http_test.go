@@ -75,6 +75,10 @@ http {
 		listen [::]:80;
 		default_type text/plain;
 		location / { return 200 "nginx $host$uri $request_method\n"; }
+		location /407 {
+			add_header Proxy-Authenticate "Basic realm=nginx" always;
+			return 407;
+		}
 		location /bulk { root %[1]s; }
 		location /upload {
 			proxy_request_buffering off;
@@ -169,6 +173,18 @@ func TestPlainHTTP(t *testing.T) {
 	}
 	if sources := w.direct.Sources(); len(sources) > 0 {
 		t.Errorf("%v went past the proxy", sources)
+	}
+	g.end(syscall.SIGTERM)
+}
+
+// TestOriginThatAnswers407: a server that acts as if it were a proxy does not make the
+// gateway doubt its password: it would serve nobody any more.
+func TestOriginThatAnswers407(t *testing.T) {
+	w := newHTTPWorld(t, "")
+	g := w.gateway()
+	for range 3 {
+		w.wantCurl("407", "-o", "/dev/null", "-w", "%{http_code}", "http://origin.test/407")
+		w.wantCurl("nginx origin.test/after GET\n", "http://origin.test/after")
 	}
 	g.end(syscall.SIGTERM)
 }

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -28,8 +29,11 @@ type exchange struct {
 	lease    *upstream.Lease
 	body     *upload // nil: the request has no body, or that is sent
 	asked    bool    // the request has begun to go out on hop
-	answered bool    // the head of the final answer is with the client
-	record   Record
+	// repeatable says that the request can be sent again: doing it twice does no harm, and
+	// it has no body that would be gone.
+	repeatable bool
+	answered   bool // the head of the final answer is with the client
+	record     Record
 }
 
 // ending is how an exchange leaves the client's connection.
@@ -104,6 +108,7 @@ func (x *exchange) route(host string, port uint16) (Way, error) {
 // forward sends the request to the next hop and passes the answer on.
 func (x *exchange) forward(ctx context.Context) ending {
 	reuse := true
+	x.repeatable = x.request.idempotent() && x.request.body == framing{}
 	for {
 		err := x.send(ctx, reuse)
 		if err == nil {
@@ -115,12 +120,11 @@ func (x *exchange) forward(ctx context.Context) ending {
 		// A connection that rested may have been closed by the other side when the
 		// request was on its way. That is no failure if nobody can have acted on it.
 		stale := x.asked && x.hop.used && x.response.status == 0
-		repeatable := x.request.idempotent() && x.request.body == framing{}
 		if broken := x.body.broken(); broken != nil {
 			err = badBody{broken}
 		}
 		x.drop(err)
-		if stale && repeatable && reuse && x.aborted(nil) == nil {
+		if stale && x.repeatable && reuse && x.aborted(nil) == nil {
 			reuse = false
 			continue
 		}
@@ -131,10 +135,11 @@ func (x *exchange) forward(ctx context.Context) ending {
 // send connects to the next hop and sends the request, or begins to send its body.
 func (x *exchange) send(ctx context.Context, reuse bool) (err error) {
 	x.asked = false
-	x.hop, err = x.connect(ctx, x.way, reuse, x.request.idempotent())
+	x.hop, err = x.connect(ctx, x.way, reuse, x.repeatable)
 	if err != nil {
 		return err
 	}
+	x.hop.bound = x.hop.bound || x.request.authenticates
 	x.use(x.hop)
 	x.record.Reused = x.hop.used
 	if x.way.absolute() && x.who.Kind != Passing {
@@ -185,6 +190,7 @@ func (x *exchange) receive() error {
 		if err != nil {
 			return malformed{err}
 		}
+		x.hop.bound = x.hop.bound || x.response.authenticates
 		switch {
 		case x.response.status == http.StatusSwitchingProtocols && !x.request.upgrade:
 			return malformed{errors.New("it switches to a protocol that was not asked for")}
@@ -254,15 +260,17 @@ func (x *exchange) deliver(ctx context.Context) ending {
 		x.drop(err)
 		return x.fail(err)
 	}
+	cut := x.awaitUpload()
 	uploaded = x.finishUpload()
-	if uploaded && !x.response.close {
-		x.Session.use(nil)
+	x.Session.use(nil)
+	// Aborted meanwhile, the connection has deadlines of the past.
+	if uploaded && !x.response.close && x.aborted(nil) == nil {
 		x.keep(x.hop, x.way)
 		x.hop = nil
 	} else {
 		x.drop(nil)
 	}
-	x.end(nil)
+	x.end(cut)
 	switch {
 	case keep && uploaded:
 		return again
@@ -381,14 +389,14 @@ func (x *exchange) url(host string, port uint16) string {
 	if x.request.form == authority {
 		return place
 	}
+	return "http://" + place + x.path()
+}
+
+// path is that of the resource, as records have it.
+func (x *exchange) path() string {
 	path := x.request.path
 	if !x.server.config.Query {
-		for i, c := range path {
-			if c == '?' {
-				path = path[:i]
-				break
-			}
-		}
+		path, _, _ = bytes.Cut(path, []byte{'?'})
 	}
-	return "http://" + place + string(path[:min(len(path), maxPath)])
+	return string(path[:min(len(path), maxPath)])
 }

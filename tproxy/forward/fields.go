@@ -1,5 +1,7 @@
 package forward
 
+import "bytes"
+
 // hopByHop are the fields that end at the next hop whatever Connection says (RFC 9110
 // section 7.6.1), and those that this gateway writes itself.
 var hopByHop = []string{
@@ -71,6 +73,15 @@ func isOption(fields []field, f field) (named bool) {
 		})
 	}
 	return named
+}
+
+// ofConnection reports whether the first word of a credential or a challenge is a scheme
+// that makes a client known for as long as its connection lasts (RFC 4559 section 6 for
+// Negotiate; NTLM likewise). Another client must never be given that connection.
+func (f field) ofConnection() bool {
+	scheme, _, _ := bytes.Cut(f.value, []byte{' '})
+	return len(scheme) == len("NTLM") && equalFold(scheme, "NTLM") ||
+		len(scheme) == len("Negotiate") && equalFold(scheme, "Negotiate")
 }
 
 // find returns the value of the first field of a name, nil if there is none.

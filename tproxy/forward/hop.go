@@ -16,6 +16,7 @@ type hop struct {
 	stream
 	sink   sink
 	key    hopKey
+	bound  bool        // its client has made itself known on it, or has begun to
 	used   bool        // for an earlier request
 	since  time.Time   // the end of that
 	expiry *time.Timer // of one that waits in the pool
@@ -55,15 +56,17 @@ const forever = time.Hour
 
 // connect returns a connection for a request. One that rested is taken for the request
 // if that is reuse.
-func (t *Session) connect(ctx context.Context, way Way, reuse, idempotent bool) (*hop, error) {
+func (t *Session) connect(ctx context.Context, way Way, reuse, repeatable bool) (*hop, error) {
 	key := way.key()
 	patience := forever
-	if !idempotent {
+	if !repeatable {
 		patience = staleAfter
 	}
 	if kept := t.kept; kept != nil {
 		t.kept = nil
-		if reuse && kept.key == key && time.Since(kept.since) <= patience && kept.quiet() {
+		// Of one that is bound the client expects that it is the same still.
+		young := kept.bound || time.Since(kept.since) <= patience
+		if reuse && kept.key == key && young && kept.quiet() {
 			return kept, nil
 		}
 		kept.close()
@@ -92,7 +95,7 @@ func (t *Session) shares(way Way) bool { return way.absolute() && t.who.Kind != 
 func (t *Session) keep(h *hop, way Way) {
 	h.used = true
 	h.release()
-	if t.shares(way) {
+	if t.shares(way) && !h.bound {
 		t.server.pool.put(h)
 		return
 	}
@@ -130,6 +133,10 @@ func (t *Session) dialName(ctx context.Context, target upstream.Target) (*net.TC
 	if err != nil {
 		return nil, err
 	}
+	// All of them in the time that one has: of a name with many that are silent, none is worth
+	// more.
+	ctx, cancel := context.WithTimeout(ctx, t.server.config.Dialer.ConnectTimeout)
+	defer cancel()
 	err = fmt.Errorf("%s has no address", target.Host)
 	for _, address := range addresses {
 		if err = t.server.config.Check(address.Unmap()); err != nil {

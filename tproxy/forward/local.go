@@ -43,8 +43,8 @@ func (x *exchange) answer(status int, mediaType, body string) ending {
 		text += body
 		x.record.Received = int64(len(body))
 	}
-	x.record.URL, x.record.Status, x.record.FirstByte = string(x.request.path), status, time.Since(x.start)
-	_, err := x.client.conn.Write([]byte(text))
+	x.record.URL, x.record.Status, x.record.FirstByte = x.path(), status, time.Since(x.start)
+	err := x.say([]byte(text))
 	x.end(err)
 	switch {
 	case err != nil:

@@ -68,7 +68,7 @@ func (x *exchange) appendOwn(to []byte) []byte {
 	switch {
 	case r.upgrade:
 		to = appendField(to, "Connection", "Upgrade")
-		to = field{[]byte("Upgrade"), find(r.fields, "Upgrade")}.append(to)
+		to = appendProtocols(to, r.fields)
 	case acceptsTrailers(r.fields):
 		to = appendField(to, "Connection", "TE")
 		to = appendField(to, "TE", "trailers") // RFC 9110 section 10.1.4
@@ -95,6 +95,24 @@ func (x *exchange) appendOwn(to []byte) []byte {
 		to = appendList(to, "X-Forwarded-For", r.fields, x.who.Address.Addr().Unmap().WithZone("").String())
 	}
 	return to
+}
+
+// appendProtocols appends the Upgrade field: what was judged, and nothing else.
+func appendProtocols(to []byte, fields []field) []byte {
+	to = append(to, "Upgrade: "...)
+	first := true
+	for _, f := range fields {
+		if !f.is("Upgrade") {
+			continue
+		}
+		eachProtocol(f.value, func(protocol []byte) {
+			if !first {
+				to = append(to, ", "...)
+			}
+			to, first = append(to, protocol...), false
+		})
+	}
+	return append(to, "\r\n"...)
 }
 
 // maxForwards counts down for the methods that it has a meaning for (RFC 9110 section
@@ -141,7 +159,7 @@ func (x *exchange) appendResponse(to []byte, keep bool) []byte {
 	to = appendEndToEnd(to, r.fields, func(f field) bool {
 		return f.is("Via") && x.server.config.Via || tunnel && f.framesOrRoutes()
 	})
-	if x.who.Kind == Passing {
+	if x.who.Kind == Passing && x.way.absolute() {
 		for _, f := range r.fields {
 			if f.is("Proxy-Authenticate") || f.is("Proxy-Authentication-Info") {
 				to = f.append(to)

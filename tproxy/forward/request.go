@@ -28,6 +28,9 @@ type request struct {
 	// (RFC 6455 section 4.1).
 	websocket bool
 	close     bool // the client will send no other request
+	// authenticates says that the client makes itself known by a scheme that holds for the
+	// connection and not for a request.
+	authenticates bool
 }
 
 // form is one of the four forms of a request target.
@@ -159,8 +162,7 @@ func (r *request) parseHost() error {
 
 // parseConnection reads what concerns the connection and not the resource.
 func (r *request) parseConnection() {
-	keep, asked := false, false
-	var protocol []byte
+	keep, asked, protocols := false, false, false
 	for _, f := range r.fields {
 		switch {
 		case f.is("Connection"), f.is("Proxy-Connection"):
@@ -176,16 +178,30 @@ func (r *request) parseConnection() {
 				return true
 			})
 		case f.is("Upgrade"):
-			protocol = f.value
+			eachProtocol(f.value, func(protocol []byte) {
+				protocols = true
+				r.websocket = r.websocket || len(protocol) == len("websocket") && equalFold(protocol, "websocket")
+			})
+		case f.is("Authorization"), f.is("Proxy-Authorization"):
+			r.authenticates = r.authenticates || f.ofConnection()
 		}
 	}
 	if r.minor == 0 && !keep {
 		r.close = true
 	}
-	// h2c is not a protocol that others than the two ends of a connection could
-	// speak, and RFC 9113 section 3.1 has given it up: such a request is one of HTTP/1.
-	r.websocket = len(protocol) == len("websocket") && equalFold(protocol, "websocket")
-	r.upgrade = r.minor > 0 && asked && len(protocol) > 0 && !bytes.Contains(protocol, []byte("h2c"))
+	r.upgrade = r.minor > 0 && asked && protocols
+}
+
+// eachProtocol calls visit for each protocol of an Upgrade field (RFC 9110 section 7.8) that
+// is passed on. h2c is not: none but the two ends of a connection could speak it, and RFC
+// 9113 section 3.1 has given it up, so that a request for it alone is one of HTTP/1.
+func eachProtocol(value []byte, visit func(protocol []byte)) {
+	eachElement(value, func(protocol []byte) bool {
+		if len(protocol) > 0 && (len(protocol) < len("h2c") || !equalFold(protocol[:len("h2c")], "h2c")) {
+			visit(protocol)
+		}
+		return true
+	})
 }
 
 // host returns the name or the address that the request is for, and the port, 0 if it

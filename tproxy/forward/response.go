@@ -14,6 +14,9 @@ type response struct {
 	fields []field
 	body   framing
 	close  bool // the sender will close the connection
+	// authenticates says that the sender wants the client to make itself known for the
+	// connection, or has begun to.
+	authenticates bool
 }
 
 // Why a response cannot be passed on.
@@ -47,12 +50,15 @@ func (r *response) parse(head []byte, method string) error {
 	}
 	keep := false
 	for _, f := range r.fields {
-		if f.is("Connection") || f.is("Proxy-Connection") {
+		switch {
+		case f.is("Connection"), f.is("Proxy-Connection"):
 			eachElement(f.value, func(option []byte) bool {
 				r.close = r.close || len(option) == len("close") && equalFold(option, "close")
 				keep = keep || len(option) == len("keep-alive") && equalFold(option, "keep-alive")
 				return true
 			})
+		case f.is("WWW-Authenticate"), f.is("Proxy-Authenticate"):
+			r.authenticates = r.authenticates || f.ofConnection()
 		}
 	}
 	if r.minor == 0 && !keep {

@@ -38,6 +38,7 @@ type Session struct {
 
 	mutex    sync.Mutex
 	waiting  bool        // for a request
+	running  bool        // an exchange, which the watchdog looks after
 	draining bool        // takes no further request
 	next     *hop        // of the running exchange, once it is connected
 	cause    error       // why it was aborted
@@ -176,6 +177,27 @@ func (t *Session) refuse(p problem) {
 	linger(t.client.conn)
 }
 
+// sayTime is how long a client may take to read words of the gateway's own, which are a few
+// hundred bytes: longer than the kernel tries to get through to one that is away for a moment.
+const sayTime = 30 * time.Second
+
+// say sends words of the gateway's own.
+func (t *Session) say(words []byte) error {
+	t.limitWrite(time.Now().Add(sayTime))
+	_, err := t.client.conn.Write(words)
+	t.limitWrite(time.Time{})
+	return err
+}
+
+// limitWrite sets until when the client may be written to, but for a session that is aborted.
+func (t *Session) limitWrite(deadline time.Time) {
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	if t.cause == nil {
+		t.client.conn.SetWriteDeadline(deadline)
+	}
+}
+
 func (t *Session) isDraining() bool {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
@@ -223,18 +245,18 @@ func (t *Session) use(h *hop) {
 func (t *Session) watch() {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
-	t.still = 0
+	t.still, t.running = 0, true
 	if t.watchdog == nil {
-		t.watchdog = time.AfterFunc(look, t.look)
+		t.watchdog = time.AfterFunc(t.server.interval(), t.look)
 	} else {
-		t.watchdog.Reset(look)
+		t.watchdog.Reset(t.server.interval())
 	}
 }
 
 func (t *Session) unwatch() {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
-	t.next = nil
+	t.next, t.running = nil, false
 	t.watchdog.Stop()
 }
 
@@ -248,12 +270,16 @@ func (t *Session) look() {
 func (t *Session) trouble() error {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
-	if t.next == nil {
-		return nil // it has ended meanwhile, or it dials, which has a limit of its own
+	if !t.running {
+		return nil // it has ended meanwhile
 	}
-	client, next := info(t.client.conn), info(t.next.conn)
+	client := info(t.client.conn)
+	var next unix.TCPInfo
+	if t.next != nil {
+		next = info(t.next.conn)
+	}
 	moved := int64(client.Bytes_received + client.Bytes_acked + next.Bytes_received + next.Bytes_acked)
-	if t.still += look; moved != t.moved {
+	if t.still += t.server.interval(); moved != t.moved {
 		t.moved, t.still = moved, 0
 	}
 	switch {
@@ -262,9 +288,12 @@ func (t *Session) trouble() error {
 	case t.still >= t.server.config.IdleTimeout:
 		return errIdle
 	}
-	t.watchdog.Reset(look)
+	t.watchdog.Reset(t.server.interval())
 	return nil
 }
+
+// interval is the time between two looks at an exchange.
+func (s *Server) interval() time.Duration { return min(look, s.config.IdleTimeout) }
 
 // stateClose is that of a connection of which nothing is left: TCP_CLOSE of the
 // kernel's include/net/tcp_states.h.

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/relay"
 )
 
 // bufferSize is what is read or gathered at once. Nearly all heads fit, and of those
@@ -283,7 +285,7 @@ func (s *sink) readFrom(from *net.TCPConn, n int64) (moved int64, err error) {
 	if err := s.flush(); err != nil {
 		return 0, err
 	}
-	moved, err = s.conn.ReadFrom(&io.LimitedReader{R: from, N: n})
+	moved, err = relay.Copy(s.conn, from, n)
 	if err != nil {
 		// The kernel does not say which side it was.
 		if reason := peek(from); reason != nil && !errors.Is(reason, unix.EAGAIN) {

@@ -29,7 +29,7 @@ func (x *exchange) tunnel(ctx context.Context) ending {
 func (x *exchange) established(ctx context.Context, conn *net.TCPConn, rest []byte) ending {
 	x.record.Tunnel = true
 	x.record.Status, x.record.FirstByte = http.StatusOK, time.Since(x.start)
-	if _, err := x.client.conn.Write([]byte("HTTP/1.1 200 Connection established\r\n\r\n")); err != nil {
+	if err := x.say([]byte("HTTP/1.1 200 Connection established\r\n\r\n")); err != nil {
 		conn.SetLinger(0)
 		conn.Close()
 		x.end(err)
@@ -64,7 +64,7 @@ func (x *exchange) switchProtocols(ctx context.Context) (end ending, done bool) 
 		x.drop(err)
 		return x.fail(err), true
 	case status == http.StatusSwitchingProtocols:
-	case x.request.upgrade && (status >= 400 || x.request.websocket) && x.way.absolute() && x.request.body == framing{}:
+	case x.request.upgrade && (status >= 400 || x.request.websocket) && x.way.absolute() && x.repeatable:
 		return x.upgradeByTunnel(ctx)
 	default:
 		return again, false

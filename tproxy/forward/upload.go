@@ -54,6 +54,25 @@ func (u *upload) done() bool {
 	}
 }
 
+// errCut says that a request was done with before the whole of it was there.
+var errCut = errors.New("the next hop has closed the connection before it had the whole body")
+
+// awaitUpload waits for the end of an upload that the next hop may still want: its answer is
+// a good one, and it has not said that it closes the connection. What does not move is ended
+// by the watchdog. The error is for the record: such an upload was cut off.
+func (x *exchange) awaitUpload() error {
+	if x.body == nil || x.response.status >= 400 {
+		return nil
+	}
+	if !x.response.close {
+		<-x.body.ended
+	}
+	if !x.body.done() {
+		return x.aborted(errCut)
+	}
+	return nil
+}
+
 // finishUpload ends the upload if it has not ended by itself, and reports whether the
 // whole body was sent.
 func (x *exchange) finishUpload() bool {
@@ -68,6 +87,7 @@ func (x *exchange) finishUpload() bool {
 		x.hop.conn.SetWriteDeadline(past)
 		<-u.ended
 		x.limit(time.Time{})
+		x.hop.conn.SetWriteDeadline(time.Time{})
 	}
 	x.record.Sent = u.sent
 	return u.err == nil

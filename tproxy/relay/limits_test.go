@@ -22,11 +22,24 @@ const short = 200 * time.Millisecond
 // scheduler of a busy machine takes.
 const late = 2 * time.Second
 
-// ends checks when and how the only flow ended.
+// often is the pause between bytes that keep a flow going whose limit is longer, and times
+// is how many of them take longer than that.
+const (
+	often  = short / 4
+	longer = 20 * often
+	times  = 25
+)
+
+// ends checks how the only flow ended, and that it was after the limit short.
 func ends(t *testing.T, g *gateway, end relay.End, started time.Time) relay.Outcome {
 	t.Helper()
+	return endsAfter(t, short, g, end, started)
+}
+
+func endsAfter(t *testing.T, limit time.Duration, g *gateway, end relay.End, started time.Time) relay.Outcome {
+	t.Helper()
 	outcome := g.outcome(t)
-	if took := time.Since(started); outcome.End != end || took < short || took > short+late {
+	if took := time.Since(started); outcome.End != end || took < limit || took > limit+late {
 		t.Errorf("after %s: %+v", took, outcome)
 	}
 	return outcome
@@ -123,24 +136,25 @@ func TestHandshakeTimeout(t *testing.T) {
 
 func TestIdleTimeout(t *testing.T) {
 	p := listenPeer(t)
-	g := start(t, 1, relay.Config{IdleTimeout: short, HalfCloseTimeout: time.Hour}, p.through)
+	g := start(t, 1, relay.Config{IdleTimeout: longer, HalfCloseTimeout: time.Hour}, p.through)
 	conn := g.dial(t)
 	up := p.next(t)
 	grant(t, up, granted)
 	// Bytes of either side keep it open.
-	for i := range 10 {
+	var started time.Time
+	for i := range times {
+		time.Sleep(often)
 		from, to := conn, up
 		if i%2 == 1 {
 			from, to = up, conn
 		}
+		started = time.Now()
 		send(t, from, "tick")
 		expect(t, to, "tick")
-		time.Sleep(short / 3)
 	}
-	started := time.Now().Add(-short / 3)
 	expectReset(t, conn)
 	expectReset(t, up)
-	ends(t, g, relay.Idle, started)
+	endsAfter(t, longer, g, relay.Idle, started)
 
 	// A closed direction has its own limit, which may be the longer one.
 	conn = g.dial(t)
@@ -148,7 +162,7 @@ func TestIdleTimeout(t *testing.T) {
 	grant(t, up, granted)
 	check(t, conn.CloseWrite())
 	expectEnd(t, up, "")
-	time.Sleep(3 * short)
+	time.Sleep(longer + short)
 	send(t, up, "late")
 	up.CloseWrite()
 	expectEnd(t, conn, "late")
@@ -158,7 +172,7 @@ func TestHalfCloseTimeout(t *testing.T) {
 	for _, who := range []string{"client", "upstream"} {
 		t.Run(who, func(t *testing.T) {
 			p := listenPeer(t)
-			g := start(t, 1, relay.Config{IdleTimeout: time.Hour, HalfCloseTimeout: short}, p.to)
+			g := start(t, 1, relay.Config{IdleTimeout: time.Hour, HalfCloseTimeout: longer}, p.to)
 			down := g.dial(t)
 			up := p.next(t)
 			a, b := down, up
@@ -169,14 +183,15 @@ func TestHalfCloseTimeout(t *testing.T) {
 			expect(t, b, "x")
 			check(t, a.CloseWrite())
 			expectEnd(t, b, "")
-			for range 6 {
-				time.Sleep(short / 3)
+			var started time.Time
+			for range times {
+				time.Sleep(often)
+				started = time.Now()
 				send(t, b, "progress")
 				expect(t, a, "progress")
 			}
-			started := time.Now()
 			expectReset(t, a)
-			ends(t, g, relay.HalfClosed, started)
+			endsAfter(t, longer, g, relay.HalfClosed, started)
 		})
 	}
 }

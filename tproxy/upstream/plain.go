@@ -28,14 +28,15 @@ func (l *Lease) Authorization() string {
 }
 
 // Judge settles the lease with the status of a proxy's final answer to a request in
-// absolute form, and returns what is wrong with it if that is 407 (Proxy
+// absolute form, and returns what is wrong with it if that is the proxy's own 407 (Proxy
 // Authentication Required), whose Proxy-Authenticate values are challenges; else nil.
 // The answer is the origin's if the proxy let the request through, which an error
-// does not show.
+// does not show. A 407 without a challenge is one that an origin sent: a proxy's has one
+// (RFC 9110 section 11.7.1), and squid takes that of an origin out.
 func (l *Lease) Judge(status int, reason []byte, challenges [][]byte) error {
 	refused := &RefusedError{Code: status, Reason: sanitize(reason)}
 	switch {
-	case status == http.StatusProxyAuthRequired:
+	case status == http.StatusProxyAuthRequired && len(challenges) > 0:
 		refused.Denied = l != nil
 		for _, value := range challenges {
 			refused.addChallenges(value)
