@@ -29,10 +29,11 @@ const maxDatagram = 4096
 // second.
 const maxSockets = 4
 
-// listenUDP opens the sockets of an address: one for each processor, among which the
-// kernel spreads the clients.
+// listenUDP opens the sockets of an address: one for two processors, among which the
+// kernel spreads the clients. Beside the work of the kernel and of the network card one for
+// each processor costs more a query, for smaller batches, and answers no more of them.
 func listenUDP(address netip.AddrPort, transparent bool, mark uint32) (listeners []*udpListener, err error) {
-	for range min(maxSockets, runtime.GOMAXPROCS(0)) {
+	for range min(maxSockets, (runtime.GOMAXPROCS(0)+1)/2) {
 		config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 			var failure error
 			err := raw.Control(func(fd uintptr) { failure = prepareUDP(int(fd), address.Addr(), transparent, mark) })

@@ -75,7 +75,7 @@ const (
 func newLoad(scale float64) load {
 	of := func(full time.Duration) time.Duration { return max(time.Second, time.Duration(float64(full)*scale)) }
 	return load{
-		cached: of(3 * time.Second), paced: of(2 * time.Second), uncached: of(2 * time.Second),
+		cached: of(3 * time.Second), paced: of(5 * time.Second), uncached: of(2 * time.Second),
 		names: cacheEntries / 2, newNames: 200_000, pacedRate: 5000,
 	}
 }
