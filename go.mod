@@ -3,6 +3,7 @@ module github.com/transproxy-tproxy/transproxy-tproxy
 go 1.26.0
 
 require (
+	github.com/cilium/ebpf v0.22.0
 	github.com/google/nftables v0.3.1-0.20251119083706-1db35da82052
 	github.com/miekg/dns v1.1.73
 	github.com/rs/zerolog v1.35.1
