@@ -18,6 +18,9 @@ type Host struct {
 	// Uplinks are the names of the interfaces that the main table's default routes lead through, of either family, sorted.
 	// There may be none: a proxy in a network that is directly connected needs no default route. See [InterfaceTo].
 	Uplinks []string
+	// Local is what the kernel delivers to this host, sorted, each once: its own addresses, and the prefixes and broadcast
+	// addresses of the table "local" (ip route show table local). Multicast is not in it.
+	Local []netip.Prefix
 }
 
 // Interface is one network interface.
@@ -31,6 +34,10 @@ type Interface struct {
 	Prefixes []netip.Prefix
 	// Loopback says that the interface leads back to this host.
 	Loopback bool
+	// Frames says that it is a bridge, or an interface that is laid upon one, whose packets pass the hooks of nftables and
+	// iptables as frames already, before the host has received them (bridge-nf-call-iptables or bridge-nf-call-ip6tables
+	// in the kernel's Documentation/networking/ip-sysctl.rst, or the bridge's own nf_call_iptables and nf_call_ip6tables).
+	Frames bool
 	// Up says that an administrator has switched it on; there may be no carrier.
 	Up bool
 }
@@ -53,7 +60,15 @@ func Look() (Host, error) {
 	}
 	slices.SortFunc(host.Interfaces, func(a, b Interface) int { return cmp.Compare(a.Index, b.Index) })
 
+	if err := markFrames(host.Interfaces, links); err != nil {
+		return Host{}, err
+	}
 	for _, family := range allFamilies {
+		local, err := localPrefixes(family)
+		if err != nil {
+			return Host{}, err
+		}
+		host.Local = append(host.Local, local...)
 		indexes, err := defaultLinks(family)
 		if err != nil {
 			return Host{}, err
@@ -64,6 +79,13 @@ func Look() (Host, error) {
 			}
 		}
 	}
+	for _, i := range host.Interfaces {
+		for _, address := range i.Addrs { // one that is being tested for a duplicate is in no table yet
+			host.Local = append(host.Local, netip.PrefixFrom(address, address.BitLen()))
+		}
+	}
+	slices.SortFunc(host.Local, netip.Prefix.Compare)
+	host.Local = slices.Compact(host.Local)
 	slices.Sort(host.Uplinks)
 	host.Uplinks = slices.Compact(host.Uplinks)
 	return host, nil
@@ -146,6 +168,27 @@ func defaultLinks(family int) (map[int]bool, error) {
 		}
 	}
 	return indexes, nil
+}
+
+// localPrefixes returns what the table "local" of a family delivers to this host.
+func localPrefixes(family int) ([]netip.Prefix, error) {
+	filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL}
+	routes, err := complete(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil && !unsupported(err) {
+		return nil, fmt.Errorf("list %s local routes: %w", ip(family), err)
+	}
+	var local []netip.Prefix
+	for _, route := range routes {
+		switch route.Type {
+		case unix.RTN_LOCAL, unix.RTN_BROADCAST, unix.RTN_ANYCAST:
+			if destination, ok := prefix(route.Dst); ok {
+				local = append(local, destination.Masked())
+			}
+		}
+	}
+	return local, nil
 }
 
 // InterfaceTo returns the name of the interface through which this host reaches addr: the uplink, where addr is the upstream

@@ -53,7 +53,10 @@ func read(message syscall.NetlinkMessage, c Config) notice {
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return notice{changed: true}
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
-		protocol, _ := attribute(message.Data, nl.FRA_PROTOCOL)
+		if len(message.Data) < unix.SizeofRtMsg {
+			return notice{}
+		}
+		protocol, _ := attribute(message.Data[unix.SizeofRtMsg:], nl.FRA_PROTOCOL)
 		// Before Apply, c.Protocol is 0, as that of many a rule of others.
 		if c.Protocol != unix.RTPROT_UNSPEC && bytes.Equal(protocol, []byte{c.Protocol}) {
 			return notice{ours: true}
@@ -65,7 +68,7 @@ func read(message syscall.NetlinkMessage, c Config) notice {
 		}
 		route := nl.DeserializeRtMsg(message.Data)
 		table := int(route.Table)
-		if number, ok := attribute(message.Data, unix.RTA_TABLE); ok && len(number) == 4 {
+		if number, ok := attribute(message.Data[unix.SizeofRtMsg:], unix.RTA_TABLE); ok && len(number) == 4 {
 			table = int(nl.NativeEndian().Uint32(number))
 		}
 		if table == c.Table {
@@ -77,17 +80,14 @@ func read(message syscall.NetlinkMessage, c Config) notice {
 	return notice{}
 }
 
-// attribute returns the value of one attribute of a message about a rule or route, whose headers are equally long.
-func attribute(data []byte, kind uint16) (value []byte, ok bool) {
-	if len(data) < unix.SizeofRtMsg {
-		return nil, false
-	}
-	attributes, err := nl.ParseRouteAttr(data[unix.SizeofRtMsg:])
+// attribute returns the value of the one of a kind among attributes; a kind that has others in it may be marked so.
+func attribute(attributes []byte, kind uint16) (value []byte, ok bool) {
+	parsed, err := nl.ParseRouteAttr(attributes)
 	if err != nil {
 		return nil, false
 	}
-	for _, a := range attributes {
-		if a.Attr.Type == kind {
+	for _, a := range parsed {
+		if a.Attr.Type&^unix.NLA_F_NESTED == kind {
 			return a.Value, true
 		}
 	}

@@ -13,8 +13,8 @@ import (
 type Event struct {
 	// Restored is a rule or route that another program had removed and that is back, in iproute2 syntax.
 	Restored string
-	// Changed: addresses, interfaces, default routes or rules of others have changed (or may have: there are false
-	// alarms). It is told once at the beginning, too. What [Look] said is out of date, and [Handle.Verify] may come to another result.
+	// Changed: addresses, interfaces, default routes, rules of others or what makes [Interface].Frames have changed (or may
+	// have: there are false alarms). It is told once at the beginning, too. What [Look] said is out of date, and [Handle.Verify] may come to another result.
 	Changed bool
 	// Err is why something stays missing. It is tried again, and an error that stays the same is reported once.
 	Err error
@@ -45,6 +45,7 @@ func (h *Handle) Watch(ctx context.Context, report func(Event)) error {
 	// Something may have gone since Apply, and something have changed since the caller's Look.
 	news, due := notice{changed: true}, time.Now()
 	var lastErr string
+	_, frames, _ := bridgesFiltered() // has no notices; what it cannot read it does not tell of
 	for ctx.Err() == nil {
 		if wait := time.Until(due); wait > 0 {
 			received, err := receive(socket, wait, h.config)
@@ -70,6 +71,9 @@ func (h *Handle) Watch(ctx context.Context, report func(Event)) error {
 		} else if err.Error() != lastErr {
 			lastErr = err.Error()
 			report(Event{Err: err})
+		}
+		if _, now, err := bridgesFiltered(); err == nil && now != frames {
+			news.changed, frames = true, now
 		}
 		if news.changed {
 			report(Event{Changed: true})
