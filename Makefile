@@ -1,4 +1,4 @@
-# Every target but test-interop, test-race, bench-dns, bench-http and profile needs only Go, make and git.
+# Every target but test-interop, test-hosts, test-docker, test-race, bench-dns, bench-http and profile needs only Go, make and git.
 
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
@@ -8,7 +8,7 @@ FUZZTIME ?= 60s
 # One static binary; the race detector alone needs cgo.
 export CGO_ENABLED = 0
 
-.PHONY: build demo test test-race test-interop bench bench-dns bench-http profile check fuzz clean
+.PHONY: build demo test test-race test-interop test-hosts test-docker bench bench-dns bench-http profile check fuzz clean
 
 build:
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BINARY) ./cmd/transproxy-tproxy
@@ -29,6 +29,21 @@ test-race:
 test-interop:
 	test/interop/install
 	$(GO) test -timeout 15m -tags interop -count=1 ./netfilter ./routing ./test/interop ./test/benchdns ./test/benchhttp
+
+# Every kind of host, and the end-to-end tests on the engine sk_lookup, which needs root in the
+# initial user namespace; in network namespaces all the same. Writes docs/HOSTS.md.
+END_TO_END := unshare --net env NETNS_SANDBOX=1
+test-hosts:
+	$(GO) test -c -o bin/end-to-end.test ./test
+	cd test && $(END_TO_END) HOSTS_WRITE=../docs/HOSTS.md ../bin/end-to-end.test -test.v -test.run 'TestHosts|TestEngine'
+	cd test && $(END_TO_END) TRANSPROXY_TEST_ENGINE=sk_lookup ../bin/end-to-end.test -test.short
+
+# Containers and builds without proxy settings, on a Docker engine that the tests run for
+# themselves in namespaces; the host's is left alone. Needs root, else what needs an engine
+# is skipped by name. Installs from Debian what is missing.
+test-docker:
+	test/docker/install
+	$(GO) test -v -timeout 5m -tags docker -count=1 ./test/docker
 
 # What a flow costs, against a yardstick and against redsocks if that is installed.
 bench: build
@@ -56,8 +71,8 @@ profile:
 	perf script -i bin/perf.data -F comm,pid,ip,sym 2>/dev/null | $(GO) run ./test/flame -program profiled -out bin/flame.svg
 
 check:
-	$(GO) vet -tags interop ./...
-	$(GO) tool -modfile=.tools/go.mod staticcheck -tags interop ./...
+	$(GO) vet -tags interop,docker ./...
+	$(GO) tool -modfile=.tools/go.mod staticcheck -tags interop,docker ./...
 	$(GO) tool -modfile=.tools/go.mod gofumpt -l . | (! read -r line || { echo "gofumpt would change: $$line"; exit 1; })
 	$(GO) mod tidy -diff
 	$(GO) mod verify

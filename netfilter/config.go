@@ -24,6 +24,11 @@ type Config struct {
 	// Listen are the transparent listeners, at most one a family, each at an address of this host. A family without one
 	// is not captured.
 	Listen []netip.AddrPort
+	// Steered says that something else assigns the listeners: the rules mark packets only. It is for packets of bridges that
+	// pass the rules as frames (bridge-nf-call-iptables), of which the kernel forgets the listener that tproxy assigns. A
+	// captured connection is then known by its mark in connection tracking, within Mask as well: whoever assigns has to see to
+	// it that a packet of any other connection finds no listener, or the one of the service that it is for.
+	Steered bool
 	// Interfaces are the only ones whose incoming packets are captured; they may appear later. Empty means all but the
 	// Uplinks. The loopback interface is never captured.
 	Interfaces []string
@@ -60,6 +65,9 @@ type Config struct {
 	// process lives, that for which there is no listener; after it was killed, all, by a guard table that outlives it.
 	// Otherwise the kernel forwards it like anything else.
 	FailClosed bool
+	// GuardClients are the sources that a standing guard refuses ([Guard]), which may be there before any client's network
+	// is known. None stand for all.
+	GuardClients []netip.Prefix
 }
 
 // PortRange are the ports from First to Last, both included.
@@ -114,7 +122,7 @@ func (c Config) Validate() error {
 	if slices.Contains(c.Interfaces, loopback) {
 		return fmt.Errorf("interface %s carries this host's own traffic, which is not captured there: name another with --interface", loopback)
 	}
-	for _, prefix := range slices.Concat(c.Clients, c.Neighbours, c.Bypass, c.Always) {
+	for _, prefix := range slices.Concat(c.Clients, c.Neighbours, c.Bypass, c.Always, c.GuardClients) {
 		if !prefix.IsValid() {
 			return fmt.Errorf("%v among the prefixes of clients or destinations: give an address with its prefix length", prefix)
 		}

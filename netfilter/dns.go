@@ -71,7 +71,7 @@ func (d DNS) transports() []transport {
 
 // dnsRules hand queries to the listeners, as interceptRules do with other flows.
 func dnsRules(c *Config) []rule {
-	rules := []rule{ownRule()}
+	rules := append([]rule{ownRule()}, c.remember()...)
 	for _, f := range families() {
 		listener, ok := f.listener(c.DNS.Listen)
 		if !ok {
@@ -80,7 +80,7 @@ func dnsRules(c *Config) []rule {
 		for _, t := range c.DNS.transports() {
 			rules = append(rules, rule{
 				"to the transparent listener for DNS over " + t.name + " and " + f.proto,
-				[]clause{f.is(), t.is, f.deliver(listener), setMark(c.LAN, c.Mask), accept()},
+				append([]clause{f.is(), t.is}, c.hand(f, listener, setMark(c.LAN, c.Mask), accept())...),
 			})
 		}
 	}

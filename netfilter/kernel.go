@@ -2,6 +2,7 @@ package netfilter
 
 import (
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -20,6 +21,8 @@ type kernel interface {
 	commit(change []operation) error
 	// intact reports whether the table has the rules, and as many elements of its sets, as t.
 	intact(t table) (bool, error)
+	// hasSet reports whether a table, there or not, has a set of the name.
+	hasSet(table, set string) (bool, error)
 	close() error
 }
 
@@ -48,17 +51,24 @@ const (
 	drop               // there or not; needs only the name and owned
 )
 
-// puts makes tables of those before, where there were any: sets and chains that are in a table no more are deleted.
+// puts makes tables of those before, where there were any: sets and chains that are in a table no more are deleted, and sets
+// that stay as they are not touched. While elements are replaced, be it by the same ones, a lookup can miss them.
 func puts(tables, before []table) []operation {
 	var change []operation
 	for _, t := range tables {
 		o := operation{verb: put, table: t}
 		if i := slices.IndexFunc(before, func(b table) bool { return b.name == t.name }); i >= 0 {
 			o.stale = before[i].without(t)
+			o.table.sets = slices.DeleteFunc(slices.Clone(t.sets), before[i].has)
 		}
 		change = append(change, o)
 	}
 	return change
+}
+
+// has reports whether the table has a set with the same elements, and some of them: what has none may not be there.
+func (t table) has(other set) bool {
+	return slices.ContainsFunc(t.sets, func(s set) bool { return len(s.elements) > 0 && reflect.DeepEqual(s, other) })
 }
 
 // without returns the sets and chains whose names other has not.
@@ -241,6 +251,14 @@ func (k *connection) intact(t table) (bool, error) {
 		if len(elements) != len(s.keys()) {
 			return false, nil
 		}
+	}
+	return true, nil
+}
+
+func (k *connection) hasSet(name, set string) (bool, error) {
+	_, err := k.netlink.GetSetByName(table{name: name}.library(), set)
+	if err != nil {
+		return false, absent(err)
 	}
 	return true, nil
 }

@@ -39,7 +39,8 @@ type Handle struct {
 	kernel    kernel     // nil after Close
 	config    *Config    // as applied last; nil before
 	installed []table    // what Watch restores
-	guarded   bool       // there is a guard, which a killed process left or Apply installed
+	guarded   bool       // there is a guard, which a killed process or Guard left, or Apply installed
+	standing  bool       // it is one that stays
 }
 
 // Open takes the lock: it creates the table, which captures nothing yet, in the network namespace of the calling thread.
@@ -124,7 +125,11 @@ func (h *Handle) survey() (leftover bool, err error) {
 	case guard == foreign || guard == living:
 		return false, notOurs(guardName(h.name))
 	}
-	h.guarded = guard == left
+	if h.guarded = guard == left; h.guarded {
+		if h.standing, err = h.stands(); err != nil {
+			return false, err
+		}
+	}
 	return capture == left, nil
 }
 
@@ -146,6 +151,14 @@ func (h *Handle) create(leftover bool) error {
 // Owned reports whether the kernel removes the table when the process dies. If not (before Linux 5.12), a killed process
 // leaves its rules behind until the next Open or CleanUp, and other programs can remove them: worth a warning.
 func (h *Handle) Owned() bool { return h.owned }
+
+// Standing reports whether there is a guard that stays when the program stops ([Guard]). Apply takes it away if its Config is
+// without FailClosed: worth a warning.
+func (h *Handle) Standing() bool {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	return h.standing
+}
 
 // Apply makes the rules those of c in one transaction, at first or again: there is no moment without rules, and flows
 // captured before stay so as long as c captures their interface. After an error everything is as it was.
@@ -178,18 +191,40 @@ func (h *Handle) install(c *Config, capture table) error {
 		return errClosed
 	}
 	capture.owned = h.owned
-	tables := []table{capture}
-	if c.FailClosed {
-		tables = append(tables, guardTable(c))
+	tables, before := []table{capture}, h.installed
+	if h.config == nil {
+		// A lookup can miss elements that come into force in the same transaction as the rules that ask for them (Linux 6.18,
+		// sets of intervals), so that a packet would pass as one of those that are left alone.
+		filled := table{name: capture.name, owned: capture.owned, sets: capture.sets}
+		if err := h.kernel.commit(puts([]table{filled}, before)); err != nil {
+			return h.explain(err)
+		}
+		before = []table{filled}
+		h.installed = before
 	}
-	change := puts(tables, h.installed)
+	var takeover []table // a guard that closes what is not captured yet: it is touched once everything is
+	switch {
+	case c.FailClosed && h.guarded && h.config == nil:
+		takeover = []table{h.guard(c)}
+	case c.FailClosed:
+		tables = append(tables, h.guard(c))
+	}
+	change := puts(tables, before)
 	if !c.FailClosed && h.guarded {
 		change = append(change, operation{verb: drop, table: table{name: guardName(h.name)}})
 	}
 	if err := h.kernel.commit(change); err != nil {
 		return h.explain(err)
 	}
+	if takeover != nil {
+		if err := h.kernel.commit(puts(takeover, []table{widestGuard(c)})); err != nil {
+			undo := puts([]table{{name: h.name, owned: h.owned}}, tables)
+			return errors.Join(h.explain(err), h.kernel.commit(undo))
+		}
+		tables = append(tables, takeover...)
+	}
 	h.config, h.installed, h.guarded = c, tables, c.FailClosed
+	h.standing = h.standing && c.FailClosed
 	return nil
 }
 
@@ -199,6 +234,18 @@ func (h *Handle) restore() error {
 	defer h.mutex.Unlock()
 	if h.kernel == nil {
 		return nil
+	}
+	if h.config != nil && h.config.FailClosed && !h.standing {
+		stands, err := h.stands()
+		if err != nil {
+			return err
+		}
+		if stands { // since Guard was called beside us
+			h.standing = true
+			if err := h.install(h.config, h.installed[0]); err != nil {
+				return err
+			}
+		}
 	}
 	var broken []table
 	for _, t := range h.installed {
@@ -222,8 +269,9 @@ func (h *Handle) restore() error {
 	return nil
 }
 
-// Close removes the table and the guard, and gives up the lock. A guard that a killed process left stays if Apply has not
-// taken it over: a start that fails must not open what the guard closes. A running Watch must have ended.
+// Close removes the table and the guard, unless that is a standing one ([Guard]), and gives up the lock. A guard that a
+// killed process left stays if Apply has not taken it over: a start that fails must not open what the guard closes. A running
+// Watch must have ended.
 func (h *Handle) Close() error {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
@@ -231,7 +279,11 @@ func (h *Handle) Close() error {
 		return nil
 	}
 	change := []operation{{verb: drop, table: table{name: h.name, owned: h.owned}}}
-	if h.guarded && h.config != nil {
+	stands := h.standing
+	if h.guarded && !stands {
+		stands, _ = h.stands() // since the last look; if there is no telling, the guard goes like its program
+	}
+	if h.guarded && !stands && h.config != nil {
 		change = append(change, operation{verb: drop, table: table{name: guardName(h.name)}})
 	}
 	err := h.kernel.commit(change)

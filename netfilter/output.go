@@ -44,10 +44,12 @@ func outputHook() *hook {
 	}
 }
 
+// guardOutputHook lies behind the capturing chain and, as that does, ahead of the translation of destinations (NF_IP_PRI_MANGLE
+// is -150, NF_IP_PRI_NAT_DST -100 in linux/netfilter_ipv4.h): what is for this host itself is seen as such.
 func guardOutputHook() *hook {
 	return &hook{
-		text:   "type filter hook output priority filter",
-		number: nftables.ChainHookOutput, priority: nftables.ChainPriorityFilter,
+		text:   "type filter hook output priority mangle + 10",
+		number: nftables.ChainHookOutput, priority: nftables.ChainPriorityRef(*nftables.ChainPriorityMangle + 10),
 	}
 }
 
@@ -110,8 +112,11 @@ func (c *Config) ownFlowRules(overrides []rule) []rule {
 	rules := familyRules(c)
 	rules = append(rules,
 		rule{"what does not leave this host", []clause{outgoingIs(loopback), leave()}},
-		rule{"answers of connections that others opened", []clause{reply(), leave()}},
-		rule{"packets that belong to no connection", []clause{inState("invalid", expr.CtStateBitINVALID), leave()}},
+		rule{"answers of connections that others opened", []clause{reply(), leave()}})
+	if !c.FailClosed {
+		rules = append(rules, strays()) // what is left of a captured flow that was cut is among them
+	}
+	rules = append(rules,
 		rule{"users whose programs are left alone", []clause{ownerIn("skuid", expr.MetaKeySKUID, usersSet), leave()}},
 		rule{"groups whose programs are left alone", []clause{ownerIn("skgid", expr.MetaKeySKGID, groupsSet), leave()}},
 	)
@@ -158,7 +163,7 @@ func (c *Config) own() chain {
 			if listener, ok := f.listener(c.DNS.Listen); ok {
 				rules = append(rules, rule{
 					"to the transparent listener for DNS over " + t.name + " and " + f.proto,
-					[]clause{f.is(), t.query, f.deliver(listener), accept()},
+					append([]clause{f.is(), t.query}, c.hand(f, listener, accept())...),
 				})
 			}
 		}
@@ -167,7 +172,7 @@ func (c *Config) own() chain {
 		if listener, ok := f.listener(c.Listen); ok {
 			rules = append(rules, rule{
 				"to the transparent listener for " + f.proto,
-				[]clause{f.is(), tcp(), f.deliver(listener), accept()},
+				append([]clause{f.is(), tcp()}, c.hand(f, listener, accept())...),
 			})
 		}
 	}
@@ -185,6 +190,7 @@ func (c *Config) guardOutput() chain {
 		{"other protocols", []clause{otherProtocol(c), leave()}},
 	}
 	rules = append(rules, c.ownFlowRules(guardRules(c))...)
+	rules = append(rules, rule{"broadcast and multicast", []clause{destinationKindIn(kindsSet), leave()}})
 	rules = append(rules, udpRules(c)...)
 	rules = append(rules, rule{"to be captured, and nobody does: begun before or not", []clause{tcp(), refuse()}})
 	return chain{name: outputChain, hook: guardOutputHook(), rules: rules}

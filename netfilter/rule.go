@@ -254,6 +254,20 @@ func reply() clause {
 	}}
 }
 
+// connectionMarked and setConnectionMark are about the mark that connection tracking keeps for a connection.
+func connectionMarked(mark, mask uint32) clause {
+	return clause{fmt.Sprintf("ct mark & %#08x == %#08x", mask, mark), []expr.Any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: register}, masked(native(mask), native(0)), equal(native(mark)),
+	}}
+}
+
+func setConnectionMark(mark, mask uint32) clause {
+	return clause{fmt.Sprintf("ct mark set ct mark & %#08x | %#08x", ^mask, mark), []expr.Any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: register}, masked(native(^mask), native(mark)),
+		&expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: register},
+	}}
+}
+
 func inState(state string, bit uint32) clause {
 	return clause{"ct state " + state, []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: register}, masked(native(bit), native(0)), unequal(native(0)),

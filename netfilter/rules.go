@@ -41,14 +41,17 @@ func captureTable(c *Config) table {
 		rules = append(rules, judged(c))
 	}
 	rules = append(rules, familyRules(c)...)
-	rules = append(rules,
-		rule{"answers of connections that others opened to clients", []clause{reply(), leave()}},
-		rule{"packets that belong to no connection", []clause{inState("invalid", expr.CtStateBitINVALID), leave()}},
-		rule{
-			"a flow begins with a SYN: not with what passes here of one that began elsewhere",
-			[]clause{inState("new", expr.CtStateBitNEW), notOpening(), leave()},
-		},
-	)
+	rules = append(rules, rule{"answers of connections that others opened to clients", []clause{reply(), leave()}})
+	if !c.FailClosed {
+		// What is left of a captured flow that was cut looks the same: who wants nothing to pass has the listener answer it,
+		// with a reset.
+		rules = append(rules,
+			strays(),
+			rule{
+				"a flow begins with a SYN: not with what passes here of one that began elsewhere",
+				[]clause{inState("new", expr.CtStateBitNEW), notOpening(), leave()},
+			})
+	}
 	rules = append(rules, flowRules(c, overrideRules(c))...)
 	rules = append(rules, ownRule())
 	rules = append(rules, udpRules(c)...)
@@ -92,6 +95,11 @@ func drainedTable(c *Config) table {
 	return drained
 }
 
+// strays lets pass what connection tracking cannot make sense of.
+func strays() rule {
+	return rule{"packets that belong to no connection", []clause{inState("invalid", expr.CtStateBitINVALID), leave()}}
+}
+
 // judged tells the guard that a living program has looked at a packet.
 func judged(c *Config) rule {
 	return rule{
@@ -103,8 +111,16 @@ func judged(c *Config) rule {
 // guardTable refuses to forward flows that are to be captured. While a program lives, its rules come first, so that the
 // guard sees only packets with the mark Exempt and those of flows that it leaves to the kernel itself.
 func guardTable(c *Config) table {
+	published := chain{name: preroutingChain, hook: guardPreroutingHook(), rules: []rule{
+		incomingRule(c),
+		{"other protocols", []clause{otherProtocol(c), leave()}},
+		{
+			"to this host's own addresses: not to be captured, even if this host then sends it on to a container",
+			[]clause{destinationKindIn(kindsSet), setMark(c.Exempt, c.Mask)},
+		},
+	}}
 	rules := []rule{
-		{"judged by the living program", []clause{marked(c.Exempt, c.Mask), leave()}},
+		{"judged by the living program, or to this host", []clause{marked(c.Exempt, c.Mask), leave()}},
 		incomingRule(c),
 		{"other protocols", []clause{otherProtocol(c), leave()}},
 	}
@@ -113,11 +129,11 @@ func guardTable(c *Config) table {
 	rules = append(rules, flowRules(c, guardRules(c))...)
 	rules = append(rules, udpRules(c)...)
 	rules = append(rules, rule{"to be captured, and nobody does: begun before or not", []clause{tcp(), refuse()}})
-	chains := []chain{{name: forwardChain, hook: forwardHook(), rules: rules}}
+	chains := []chain{published, {name: forwardChain, hook: forwardHook(), rules: rules}}
 	if c.Output.captured() {
 		chains = append(chains, c.guardOutput())
 	}
-	sets := slices.Concat(flowSets(c), udpSets(c), overrideSets(c), outputSets(c))
+	sets := slices.Concat(flowSets(c), []set{kinds()}, udpSets(c), overrideSets(c), outputSets(c))
 	return table{name: guardName(c.Table), sets: sets, chains: chains}
 }
 
@@ -128,13 +144,34 @@ func established(c *Config) []rule {
 	if c.Output.captured() {
 		rules = append(rules, c.ownIncoming())
 	}
-	return append(rules, []rule{
-		incomingRule(c),
-		{
-			"a captured flow: a transparent socket has it, or the packet that an ICMP error is about",
-			[]clause{notUDP(), ofTransparentSocket(), setMark(c.LAN, c.Mask), accept()},
-		},
-	}...)
+	rules = append(rules, incomingRule(c))
+	if c.Steered {
+		// Not by its socket: the look-up of this would find the listener for any packet, as that of the delivery does.
+		return append(rules,
+			rule{"a captured flow", []clause{notOpening(), connectionMarked(c.LAN, c.Mask), setMark(c.LAN, c.Mask), accept()}},
+			rule{"an ICMP error about one", []clause{notTCP(), notUDP(), connectionMarked(c.LAN, c.Mask), setMark(c.LAN, c.Mask), accept()}})
+	}
+	return append(rules, rule{
+		"a captured flow: a transparent socket has it, or the packet that an ICMP error is about",
+		[]clause{notUDP(), ofTransparentSocket(), setMark(c.LAN, c.Mask), accept()},
+	})
+}
+
+// hand gives a packet to a listener, or leaves that to who assigns, and then does the rest.
+func (c *Config) hand(f family, listener netip.AddrPort, rest ...clause) []clause {
+	if c.Steered {
+		return rest
+	}
+	return append([]clause{f.deliver(listener)}, rest...)
+}
+
+// remember lets established know the connection. It is a rule of its own, because it does not match packets that are not tracked,
+// each of which is judged anew.
+func (c *Config) remember() []rule {
+	if !c.Steered {
+		return nil
+	}
+	return []rule{{"so that its next packets are known", []clause{tcp(), setConnectionMark(c.LAN, c.Mask)}}}
 }
 
 func incomingRule(c *Config) rule {
@@ -293,12 +330,12 @@ func guardRules(c *Config) []rule {
 // interceptRules mark a packet only after it was assigned to a listener: a marked one without a listener would be delivered
 // to this host all the same, and on IPv6 reach whatever service has that port.
 func interceptRules(c *Config) []rule {
-	var rules []rule
+	rules := c.remember()
 	for _, f := range families() {
 		if listener, ok := f.listener(c.Listen); ok {
 			rules = append(rules, rule{
 				"to the transparent listener for " + f.proto,
-				[]clause{f.is(), tcp(), f.deliver(listener), setMark(c.LAN, c.Mask), accept()},
+				append([]clause{f.is(), tcp()}, c.hand(f, listener, setMark(c.LAN, c.Mask), accept())...),
 			})
 		}
 	}

@@ -55,8 +55,12 @@ func textConfigs() map[string]Config {
 	output.RefusedUDP = quic.RefusedUDP
 	output.Output = Output{Mark: 0x02000000, Users: []uint32{1000, 65534}, Groups: []uint32{27}}
 
+	steered := output
+	steered.Steered = true
+
 	return map[string]Config{
-		"quic": quic, "output": output, "router": router,
+		"steered": steered,
+		"quic":    quic, "output": output, "router": router,
 		"plain": plain, "closed": closed, "uplinks": uplinks, "empty": empty,
 		"dns": dns, "dns-udp": udp, "dns-tcp": tcp, "always": always,
 	}

@@ -29,6 +29,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -163,6 +164,33 @@ func (s *Server) listen(address netip.AddrPort, transparent bool) error {
 			return err
 		}
 		s.tcp = append(s.tcp, listener)
+	}
+	return nil
+}
+
+// Listeners calls f with every socket of the transparent listeners, up to the first error, which it returns. The sockets stay
+// the server's, which closes them once Serve's context is done.
+func (s *Server) Listeners(f func(socket int) error) error {
+	var conns []syscall.Conn
+	for _, listener := range s.udp {
+		if listener.transparent {
+			conns = append(conns, listener.conn)
+		}
+	}
+	for _, listener := range s.tcp {
+		if listener.transparent {
+			conns = append(conns, listener.listener)
+		}
+	}
+	for _, conn := range conns {
+		raw, err := conn.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var failure error
+		if err := raw.Control(func(fd uintptr) { failure = f(int(fd)) }); err != nil || failure != nil {
+			return errors.Join(err, failure)
+		}
 	}
 	return nil
 }

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net/netip"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -36,7 +36,8 @@ func TestInterfaceEvents(t *testing.T) {
 	over := make(chan struct{})
 	flows := make(chan error)
 	for _, address := range both {
-		go func() { flows <- w.keepEchoing(address, over) }()
+		conn := w.dial(address, lab.PortEcho)
+		go func() { flows <- keepEchoing(conn, over) }()
 	}
 	changes := networkChanges(w.Gateway)
 	pace := time.NewTicker(lasting / time.Duration(events))
@@ -111,14 +112,11 @@ func networkChanges(ns *netns.NS) func(i int) error {
 	return func(i int) error { return ns.Do(steps[i%len(steps)]) }
 }
 
-// keepEchoing sends to the origin, which sends all back, until over is closed, and looks at
-// every byte.
-func (w *world) keepEchoing(address netip.Addr, over <-chan struct{}) error {
-	conn, err := w.Client.Dial(w.t.Context(), "tcp", netip.AddrPortFrom(address, lab.PortEcho).String())
-	if err != nil {
-		return err
-	}
+// keepEchoing sends to an origin that sends all back, until over is closed, and looks at every
+// byte.
+func keepEchoing(conn *net.TCPConn, over <-chan struct{}) error {
 	defer conn.Close()
+	conn.SetDeadline(time.Time{})
 	sent, got := make([]byte, 64<<10), make([]byte, 64<<10)
 	random := rand.NewChaCha8([32]byte{})
 	for {

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -19,13 +21,40 @@ import (
 )
 
 // kernelState is what the program may have changed, as the kernel tells it: the
-// rules and routes of both families. Tables of nftables are looked at where nft is
-// at hand, in the interop tests.
+// rules and routes of both families, and its BPF programs where those can be had.
+// Tables of nftables are looked at where nft is at hand, in the interop tests.
 func (w *world) kernelState() string {
 	w.t.Helper()
 	var text strings.Builder
 	must(w.t, w.Gateway.Do(func() error { return describeRouting(&text) }))
+	if initialUserNamespace() {
+		must(w.t, describePrograms(&text))
+	}
 	return text.String()
+}
+
+// describePrograms tells of the BPF programs that look up sockets, of all network
+// namespaces. The kernel frees one a moment after its last user is gone.
+func describePrograms(text *strings.Builder) error {
+	time.Sleep(20 * time.Millisecond)
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		id = next
+		program, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		if program.Type() == ebpf.SkLookup {
+			fmt.Fprintln(text, "sk_lookup program", program)
+		}
+		program.Close()
+	}
 }
 
 func TestStopUndoesEverything(t *testing.T) {

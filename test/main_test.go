@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -61,9 +62,15 @@ type gateway struct {
 	err     error // of Wait; to be read once ended is closed
 }
 
+// engineVariable names, in the environment, the engine that all tests are to run on; see make test-hosts.
+const engineVariable = "TRANSPROXY_TEST_ENGINE"
+
 // startGateway starts the program in a namespace and waits until it is ready.
 func startGateway(t *testing.T, ns *netns.NS, arguments ...string) *gateway {
 	t.Helper()
+	if engine := os.Getenv(engineVariable); engine != "" && !slices.Contains(arguments, "--disable-iptables") {
+		arguments = append([]string{"--engine", engine}, arguments...)
+	}
 	g := start(t, ns, program(arguments...))
 	g.waitFor(`"message":"ready"`)
 	return g

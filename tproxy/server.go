@@ -78,6 +78,7 @@ type Server struct {
 	config    Config
 	policy    Policy
 	burst     zerolog.Logger // for what may happen to every flow
+	sockets   []int          // of the transparent listeners, all loops
 	engine    *relay.Engine
 	explicit  []explicitListener
 	forwarder *forward.Server
@@ -105,6 +106,7 @@ func Listen(config Config, policy Policy) (*Server, error) {
 		s.closeExplicit()
 		return nil, err
 	}
+	s.sockets = slices.Concat(sockets...)
 	s.engine, err = relay.Open(relay.Config{
 		Sockets:          sockets,
 		Accept:           s.accept,
@@ -186,6 +188,17 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.detached.close(left)
 	s.forwarder.Close()
 	return err
+}
+
+// Listeners calls f with every socket of the transparent listeners, up to its first error, which it returns. The sockets stay
+// the server's, which may close them once Serve's context is done.
+func (s *Server) Listeners(f func(socket int) error) error {
+	for _, socket := range s.sockets {
+		if err := f(socket); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Stats are counters since the start.

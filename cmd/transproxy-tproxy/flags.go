@@ -153,7 +153,9 @@ Commands:
   demo     show it at work in private namespaces; needs no root and no network
            (--shell then gives a shell on the client)
   rules    print the nftables rules and ip commands that run would install
-  cleanup  remove what a killed instance left in the kernel
+  guard    refuse what run would capture, from before the network is up; a run with
+           --fail closed takes it over and leaves it behind, until cleanup
+  cleanup  remove what a killed instance left in the kernel, and the guard
   version  print the version
 `)
 	for _, group := range groups {

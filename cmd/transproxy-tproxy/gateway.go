@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"reflect"
 	"slices"
 	"sync/atomic"
 
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/netfilter"
+	"github.com/transproxy-tproxy/transproxy-tproxy/netfilter/sklookup"
 	"github.com/transproxy-tproxy/transproxy-tproxy/routing"
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy"
 )
@@ -35,6 +35,9 @@ type gateway struct {
 	routing    *routing.Handle
 	parameters *routing.Parameters // nil with --disable-iptables
 	applied    netfilter.Config    // as the kernel has it
+	steering   *sklookup.Handle    // nil while the rules deliver
+	uncaptured []string            // interfaces that the log has told of
+	server     *tproxy.Server
 }
 
 // open takes the lock; no traffic is touched yet.
@@ -45,6 +48,9 @@ func (g *gateway) open() (err error) {
 		}
 		if !g.netfilter.Owned() {
 			g.log.Warn().Msg("this kernel has no owner flag for nftables tables (it came with 5.12): if this program is killed, run `transproxy-tproxy cleanup`")
+		}
+		if g.netfilter.Standing() && !g.settings.failClosed {
+			g.log.Warn().Msg("--fail open: this takes away what `transproxy-tproxy guard` installed; --fail closed keeps it")
 		}
 	}
 	if g.netfilter != nil {
@@ -60,7 +66,7 @@ func (g *gateway) open() (err error) {
 
 // install changes the kernel: what receives captured packets first, what captures
 // them last. With --disable-iptables it prints what to install instead.
-func (g *gateway) install(p plan) error {
+func (g *gateway) install(p *plan) error {
 	switch {
 	case g.settings.http.only:
 		return nil
@@ -71,11 +77,11 @@ func (g *gateway) install(p plan) error {
 	if err := g.routing.Apply(p.routing); err != nil {
 		return err
 	}
-	if err := g.setParameters(p); err != nil {
+	if err := g.setParameters(*p); err != nil {
 		return err
 	}
-	g.applied = p.netfilter
-	return g.netfilter.Apply(p.netfilter)
+	_, err := g.applyRules(p)
+	return err
 }
 
 // setParameters makes a router of this host if it is to be one; else it puts back what a
@@ -95,6 +101,7 @@ func (g *gateway) close() (err error) {
 	if g.netfilter != nil {
 		err = g.netfilter.Close()
 	}
+	err = errors.Join(err, g.unsteer())
 	if g.parameters != nil {
 		err = errors.Join(err, g.parameters.Restore())
 	}
@@ -106,8 +113,8 @@ func (g *gateway) close() (err error) {
 
 // serve runs all parts until a signal or the failure of one, then stops them in
 // the order that loses nothing: no new flow is captured, the running ones drain.
-func (g *gateway) serve(server *tproxy.Server, signals <-chan os.Signal) (failure error) {
-	serving := []*part{start(server.Serve)}
+func (g *gateway) serve(signals <-chan os.Signal) (failure error) {
+	serving := []*part{start(g.server.Serve)}
 	if g.names != nil {
 		serving = append(serving, start(g.names.server.Serve))
 	}
@@ -129,7 +136,7 @@ func (g *gateway) serve(server *tproxy.Server, signals <-chan os.Signal) (failur
 	for _, server := range serving {
 		failure = errors.Join(failure, server.end())
 	}
-	stats := server.Stats()
+	stats := g.server.Stats()
 	stopped := g.log.Info()
 	if g.names != nil {
 		stopped.Interface("dns_answers", g.names.server.Stats().Results)
@@ -239,12 +246,16 @@ func (g *gateway) follow() {
 	}
 	// Links and routes change a lot on a host with containers, mostly without
 	// meaning for the rules.
-	if !reflect.DeepEqual(p.netfilter, g.applied) {
-		if err := g.netfilter.Apply(p.netfilter); err != nil {
-			g.log.Error().Err(err).Msg("the capture rules stay as they were")
-			return
+	engine := g.engineInUse()
+	changed, err := g.applyRules(&p)
+	if err != nil {
+		g.log.Error().Err(err).Msg("not all is captured")
+		return
+	}
+	if changed {
+		if p.engine.String() != engine {
+			g.log.Info().Stringer("engine", p.engine).Str("why", p.engine.why).Msg("the engine has changed")
 		}
-		g.applied = p.netfilter
 		g.log.Info().Strs("interfaces", p.capture.interfaces).Stringers("clients", stringers(p.clients)).Msg("the host's network has changed")
 	}
 	g.verify(p)
@@ -330,6 +341,7 @@ func (g *gateway) announce(p plan) {
 	g.log.Info().
 		Str("version", version).
 		Stringer("upstream", s.upstream).
+		Stringer("engine", p.engine).
 		Strs("interfaces", p.capture.interfaces).
 		Stringers("clients", stringers(p.clients)).
 		Stringer("no_proxy", s.noProxy).

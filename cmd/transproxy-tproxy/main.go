@@ -38,7 +38,7 @@ func main() {
 }
 
 // commandNames are the commands, for suggestions.
-var commandNames = []string{"run", "demo", "rules", "cleanup", "version", "help"}
+var commandNames = []string{"run", "demo", "rules", "guard", "cleanup", "version", "help"}
 
 // usageError is a mistake in what the user wrote.
 type usageError struct{ error }
@@ -69,7 +69,7 @@ func dispatch(arguments []string) error {
 		return demo(arguments)
 	}
 
-	commands := map[string]func(*settings) error{"run": run, "rules": rules, "cleanup": cleanUp}
+	commands := map[string]func(*settings) error{"run": run, "rules": rules, "guard": guard, "cleanup": cleanUp}
 	action, known := commands[command]
 	if !known {
 		return usageError{fmt.Errorf("%q is not a command%s (--help lists all)", command, suggest(command, "", commandNames))}

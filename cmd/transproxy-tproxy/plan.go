@@ -87,6 +87,7 @@ type plan struct {
 	netfilter netfilter.Config
 	routing   routing.Config
 	router    []routing.Setting // none without --gateway
+	engine    engine
 }
 
 // newPlan works out a plan. It is made again whenever interfaces, addresses or
@@ -96,6 +97,7 @@ func (s *settings) newPlan(f families, r roles, host routing.Host) (plan, error)
 	if len(p.clients) == 0 {
 		p.clients = p.capture.networks
 	}
+	p.engine = s.newEngine(p.capture, host)
 	m := splitMask(s.mark)
 	p.routing = routing.Config{
 		Table: s.table, Priority: s.rulePriority, Protocol: routeProtocol,
@@ -108,6 +110,7 @@ func (s *settings) newPlan(f families, r roles, host routing.Host) (plan, error)
 		LAN:        m.lan,
 		Exempt:     m.bypass,
 		Listen:     f.loopback(s.listenPort),
+		Steered:    p.engine.lookup,
 		Interfaces: s.interfaces,
 		Uplinks:    p.capture.uplinks,
 		Clients:    p.clients,
@@ -118,6 +121,8 @@ func (s *settings) newPlan(f families, r roles, host routing.Host) (plan, error)
 		RefusedUDP: s.udp.refused,
 		DroppedUDP: s.udp.dropped,
 		FailClosed: s.failClosed,
+
+		GuardClients: s.clients,
 	}
 	if s.output.on {
 		p.netfilter.Output = netfilter.Output{

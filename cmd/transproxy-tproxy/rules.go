@@ -45,6 +45,7 @@ func rules(s *settings) error {
 // text is the plan for people and for `nft -f`. The plan is valid.
 func (p plan) text() string {
 	var text strings.Builder
+	text.WriteString(p.engine.text())
 	for line := range strings.Lines(routing.Text(p.routing)) {
 		text.WriteString("# " + strings.TrimPrefix(line, "# "))
 	}

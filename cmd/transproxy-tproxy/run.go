@@ -20,7 +20,7 @@ func run(s *settings) (err error) {
 	if err := s.resolve(); err != nil {
 		return usageError{err}
 	}
-	if err := errors.Join(s.validateDNS(), s.http.validate()); err != nil {
+	if err := errors.Join(s.validateDNS(), s.http.validate(), s.validateEngine()); err != nil {
 		return usageError{err}
 	}
 	if s.upstream == nil {
@@ -60,18 +60,19 @@ func run(s *settings) (err error) {
 	if err != nil {
 		return err
 	}
+	gateway.server = server
 	if gateway.names, err = gateway.openNames(dial); err != nil {
 		server.Close()
 		return err
 	}
 	defer func() { err = errors.Join(err, gateway.names.close()) }()
-	if err := gateway.install(plan); err != nil {
+	if err := gateway.install(&plan); err != nil {
 		server.Close()
 		gateway.names.stop()
 		return err
 	}
 	gateway.announce(plan)
-	return gateway.serve(server, signals)
+	return gateway.serve(signals)
 }
 
 // garbagePercent keeps memory within what is promised when questions pile up because

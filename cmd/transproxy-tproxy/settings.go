@@ -29,6 +29,7 @@ type settings struct {
 	http    httpSettings
 	udp     udpSettings
 	output  outputSettings
+	engine  string
 	router  bool   // the duties of a router as well
 	state   string // directory for what has to survive a kill
 
@@ -135,6 +136,11 @@ func options() []option {
 		{groupCapture, "fail", "open|closed", "open", "what happens to these flows when this program is gone without a stop:\n" +
 			"open forwards them as if it were not there, closed resets them", setFail},
 
+		{
+			groupKernel, "engine", "auto|tproxy|sk_lookup", engineAuto, "what gives captured packets to the listeners: the rules (tproxy), or a\n" +
+				"BPF program (sk_lookup), which serves bridges under bridge-nf-call-iptables as well", setChoice("engine",
+				func(s *settings) *string { return &s.engine }, engineAuto, engineTPROXY, engineLookup),
+		},
 		{groupKernel, "tcp-proxy-listen", "PORT", "15001", "port of the transparent listeners on 127.0.0.1 and [::1]", setListen},
 		{groupKernel, "dns-tproxy-listen", "PORT", "15053", "the same for DNS", setDNSPort},
 		{groupKernel, "mark", "MASK", "0x07000000", "three bits of the packet mark", setMask},
