@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -68,7 +67,7 @@ const engineVariable = "TRANSPROXY_TEST_ENGINE"
 // startGateway starts the program in a namespace and waits until it is ready.
 func startGateway(t *testing.T, ns *netns.NS, arguments ...string) *gateway {
 	t.Helper()
-	if engine := os.Getenv(engineVariable); engine != "" && !slices.Contains(arguments, "--disable-iptables") {
+	if engine := os.Getenv(engineVariable); engine != "" && !strings.Contains(strings.Join(arguments, " "), "-disable-iptables") {
 		arguments = append([]string{"--engine", engine}, arguments...)
 	}
 	g := start(t, ns, program(arguments...))
