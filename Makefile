@@ -1,14 +1,18 @@
-# Every target but test-interop, test-hosts, test-docker, test-race, bench-dns, bench-http and profile needs only Go, make and git.
+# Every target but test-interop, test-hosts, test-docker, test-race, bench-engines, bench-dns, bench-http and profile needs only Go, make and git.
 
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 BINARY  := bin/transproxy-tproxy
 FUZZTIME ?= 60s
 
+# The tests and benches that need root in the initial user namespace are in a network
+# namespace of their own all the same.
+END_TO_END := unshare --net env NETNS_SANDBOX=1
+
 # One static binary; the race detector alone needs cgo.
 export CGO_ENABLED = 0
 
-.PHONY: build demo test test-race test-interop test-hosts test-docker bench bench-dns bench-http profile check fuzz clean
+.PHONY: build demo test test-race test-interop test-hosts test-docker bench bench-engines bench-dns bench-http profile check fuzz clean
 
 build:
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BINARY) ./cmd/transproxy-tproxy
@@ -31,8 +35,7 @@ test-interop:
 	$(GO) test -timeout 15m -tags interop -count=1 ./netfilter ./routing ./test/interop ./test/benchdns ./test/benchhttp
 
 # Every kind of host, and the end-to-end tests on the engine sk_lookup, which needs root in the
-# initial user namespace; in network namespaces all the same. Writes docs/HOSTS.md.
-END_TO_END := unshare --net env NETNS_SANDBOX=1
+# initial user namespace. Writes docs/HOSTS.md.
 test-hosts:
 	$(GO) test -c -o bin/end-to-end.test ./test
 	cd test && $(END_TO_END) HOSTS_WRITE=../docs/HOSTS.md ../bin/end-to-end.test -test.v -test.run 'TestHosts|TestEngine'
@@ -48,6 +51,11 @@ test-docker:
 # What a flow costs, against a yardstick and against redsocks if that is installed.
 bench: build
 	$(GO) run ./test/bench -program $(BINARY) -write docs/FIGURES.md
+
+# The two engines of delivery, side by side; needs root in the initial user namespace.
+bench-engines: build
+	$(GO) build -o bin/bench ./test/bench
+	$(END_TO_END) bin/bench -engines -program $(BINARY) -write docs/FIGURES.md
 
 # What a DNS query costs, against dnsmasq and unbound; installs them when missing.
 bench-dns: build

@@ -72,10 +72,12 @@ redsocks { local_ip = 0.0.0.0; local_port = 12345; ip = %s; port = %d; type = ht
 }
 
 // program is a build of this one.
-func program(name, path string) contender {
+func program(name, path string, more ...string) contender {
 	return contender{name, func(n *network, _ string) (*exec.Cmd, func() error, error) {
-		command := exec.Command(path, "--upstream", fmt.Sprintf("http://%s:%d", serverAddress, proxyPort),
-			"--interface", "lan0", "--tcp-proxy-dports", "9001-9009", "--access-log", "off", "--loglevel", "warn")
+		command := exec.Command(path, append([]string{
+			"--upstream", fmt.Sprintf("http://%s:%d", serverAddress, proxyPort),
+			"--interface", "lan0", "--tcp-proxy-dports", "9001-9009", "--access-log", "off", "--loglevel", "warn",
+		}, more...)...)
 		return command, nil, n.launch(command)
 	}}
 }

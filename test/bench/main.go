@@ -32,9 +32,14 @@ func main() {
 	flag.StringVar(&o.program, "program", "bin/transproxy-tproxy", "the program, already built: there is no network in the namespaces")
 	flag.StringVar(&o.before, "before", "", "an older build of the program, to measure it beside the other")
 	flag.StringVar(&o.loads, "loads", "connections,slow,exchanges,bulk,idle,steady", "which of the loads to run")
+	flag.BoolVar(&o.engines, "engines", false, "measure this program's two engines instead")
 	flag.Parse()
 	status, err := netns.Run(func() int {
-		if err := bench(o); err != nil {
+		measure := bench
+		if o.engines {
+			measure = benchEngines
+		}
+		if err := measure(o); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			return 1
 		}
@@ -54,6 +59,7 @@ type options struct {
 	scale           float64
 	program, before string
 	loads           string
+	engines         bool
 }
 
 // runs reports whether a load was asked for.
