@@ -103,6 +103,7 @@ func (g *gateway) applyRules(p *plan) (changed bool, err error) {
 		}
 	}
 	if !p.engine.lookup && g.steering != nil {
+		g.assigned = false
 		if err := g.steering.Refuse(); err != nil {
 			return false, err
 		}
@@ -136,19 +137,23 @@ func (g *gateway) unsteer() error {
 		return nil
 	}
 	err := g.steering.Close()
-	g.steering = nil
+	g.steering, g.assigned = nil, false
 	return err
 }
 
 // engineInUse is the name of the one that the kernel has.
 func (g *gateway) engineInUse() string { return engine{lookup: g.steering != nil}.String() }
 
-// assign gives the listeners to the program.
+// assign gives the listeners to the program, once.
 func (g *gateway) assign() error {
+	if g.assigned {
+		return nil
+	}
 	err := g.server.Listeners(func(socket int) error { return g.steering.Assign(socket, false) })
 	if err == nil && g.names != nil {
 		err = g.names.server.Listeners(func(socket int) error { return g.steering.Assign(socket, true) })
 	}
+	g.assigned = err == nil
 	return err
 }
 

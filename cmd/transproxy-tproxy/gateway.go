@@ -36,6 +36,7 @@ type gateway struct {
 	parameters *routing.Parameters // nil with --disable-iptables
 	applied    netfilter.Config    // as the kernel has it
 	steering   *sklookup.Handle    // nil while the rules deliver
+	assigned   bool                // it has the listeners
 	uncaptured []string            // interfaces that the log has told of
 	server     *tproxy.Server
 }

@@ -66,7 +66,7 @@ func TestStateIsRestored(t *testing.T) {
 
 			w.gateway("--fail", fail).end(syscall.SIGKILL)
 			rules := w.ruleset()
-			if strings.Contains(rules, "tproxy ip") || strings.Contains(rules, "hook prerouting") {
+			if strings.Contains(rules, "tproxy ip") || strings.Contains(rules, "table inet transproxy {") {
 				t.Errorf("after SIGKILL a capture rule is left:\n%s", rules)
 			}
 			if guarded := strings.Contains(rules, "transproxy_guard"); guarded != (fail == "closed") {
