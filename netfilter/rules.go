@@ -75,6 +75,8 @@ func captureTable(c *Config) table {
 		chains = append(chains, c.output())
 	}
 	chains = append(chains, routerChains(c)...)
+	// Last, as the kernel takes the hooks of a table away in this order when its owner is killed.
+	chains = append(chains, c.input())
 	return table{name: c.Table, sets: captureSets(c), chains: chains}
 }
 
@@ -85,7 +87,7 @@ func drainedTable(c *Config) table {
 		switch chain := &drained.chains[i]; chain.name {
 		case preroutingChain:
 			chain.rules = established(c)
-		case answersChain, ownChain, masqueradeChain, clampChain:
+		case inputChain, answersChain, ownChain, masqueradeChain, clampChain:
 		case outputChain:
 			*chain = c.drainedOutput()
 		default:

@@ -89,8 +89,8 @@ func (s *settings) validateEngine() error {
 }
 
 // applyRules makes the capture rules and the engine those of the plan, and reports whether the rules have changed. In
-// between, for a moment, connections that begin are refused by one of the two and none is taken for another's; those that
-// are there go on.
+// between, for a moment, what begins finds no listener; the rules drop it, and the client sends it again. What is there goes
+// on.
 func (g *gateway) applyRules(p *plan) (changed bool, err error) {
 	if p.engine.lookup {
 		if err := g.steer(p.engine); err != nil {
@@ -101,6 +101,9 @@ func (g *gateway) applyRules(p *plan) (changed bool, err error) {
 			p.engine.lookup, p.engine.why = false, "the other engine cannot be had"
 			p.netfilter.Steered = false
 		}
+	}
+	if p.engine.lookup || len(p.engine.frames) == 0 {
+		g.uncaptured = nil
 	}
 	if !p.engine.lookup && g.steering != nil {
 		g.assigned = false
