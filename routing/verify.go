@@ -45,6 +45,31 @@ func (h *Handle) Verify(interfaces ...string) error {
 				return err
 			}
 		}
+		if err := h.suppressed(c, family, interfaces); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// suppressed returns an error if a rule of others ahead of ours takes clients' packets for which the main table has more than a
+// default route, as wg-quick's does (suppress_prefixlength). No example can be asked for: which destinations have such routes
+// is the host's own affair.
+func (h *Handle) suppressed(c Config, family int, interfaces []string) error {
+	rules, err := h.rules(family)
+	if err != nil {
+		return err
+	}
+	for _, rule := range rules {
+		same := (rule.Mark^c.LAN)&markMask(&rule) == 0
+		switch {
+		case rule.Priority >= c.Priority || rule.Protocol == c.Protocol || rule.Table != unix.RT_TABLE_MAIN || rule.SuppressPrefixlen < 0,
+			same == rule.Invert,
+			rule.IifName != "" && !slices.Contains(interfaces, rule.IifName):
+			continue
+		}
+		return fmt.Errorf("captured packets to networks with routes of their own would not be delivered here, by a rule ahead of ours: %v; "+
+			"put it behind with `%s`, or choose a smaller --rule-priority", entry{rule: &rule}, behind(&rule))
 	}
 	return nil
 }
@@ -110,8 +135,27 @@ func (h *Handle) ask(p probe, c Config) error {
 	if listErr != nil || len(suspects) == 0 {
 		return fmt.Errorf("%s %v would not be delivered here: %w", ip(p.family)+" route get", p, err)
 	}
-	return fmt.Errorf("%s %v would not be delivered here: %w, by a rule ahead of ours: %s; remove it or choose a smaller --rule-priority",
-		ip(p.family)+" route get", p, err, strings.Join(suspects, ", or "))
+	cure := "remove it"
+	if len(suspects) == 1 && suspects[0].Table != 0 {
+		cure = fmt.Sprintf("put it behind with `%s`", behind(suspects[0]))
+	}
+	var words []string
+	for _, rule := range suspects {
+		words = append(words, entry{rule: rule}.String())
+	}
+	return fmt.Errorf("%s %v would not be delivered here: %w, by a rule ahead of ours: %s; %s, or choose a smaller --rule-priority",
+		ip(p.family)+" route get", p, err, strings.Join(words, ", or "), cure)
+}
+
+// behind is the command that moves a rule of another program's to just before the main table, where it finds all that no
+// rule has decided.
+func behind(rule *netlink.Rule) string {
+	moved := *rule
+	moved.Priority = mainPreference - 1
+	if rule.SuppressPrefixlen >= 0 {
+		moved.Priority-- // it leaves to a default route of others what it does not take
+	}
+	return fmt.Sprintf("%s rule add %s && %[1]s rule del pref %[3]d", ip(rule.Family), ruleText(&moved), rule.Priority)
 }
 
 // maxSuspects bounds the length of an error.
@@ -119,12 +163,12 @@ const maxSuspects = 3
 
 // suspects returns the rules of others that are asked for p before ours and look up table; RT_TABLE_UNSPEC stands for any,
 // where the kernel's answer was an error.
-func (h *Handle) suspects(p probe, c Config, table int) ([]string, error) {
+func (h *Handle) suspects(p probe, c Config, table int) ([]*netlink.Rule, error) {
 	rules, err := h.rules(p.family)
 	if err != nil {
 		return nil, err
 	}
-	var suspects []string
+	var suspects []*netlink.Rule
 	for _, rule := range rules {
 		switch {
 		case rule.Priority > c.Priority || rule.Protocol == c.Protocol || len(suspects) == maxSuspects:
@@ -135,7 +179,7 @@ func (h *Handle) suspects(p probe, c Config, table int) ([]string, error) {
 			!rule.Invert && (rule.Mark^p.mark)&markMask(&rule) != 0:
 			continue
 		}
-		suspects = append(suspects, entry{rule: &rule}.String())
+		suspects = append(suspects, &rule)
 	}
 	return suspects, nil
 }

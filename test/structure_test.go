@@ -22,25 +22,26 @@ const module = "github.com/transproxy-tproxy/transproxy-tproxy"
 // numbers, prefixes and functions.
 var mayImport = map[string][]string{
 	"cmd/transproxy-tproxy": {
-		"tproxy", "tproxy/bypass", "tproxy/forward", "tproxy/upstream", "routing", "netfilter", "netfilter/sklookup",
+		"tproxy", "tproxy/bypass", "tproxy/forward", "tproxy/upstream", "routing", "netfilter", "netfilter/sklookup", "netfilter/firewalld",
 		"resolver", "resolver/exchange", "resolver/fakeip",
 		"test/lab", "test/netns", // for the demo
 	},
-	"tproxy":             {"tproxy/bypass", "tproxy/forward", "tproxy/sniff", "tproxy/upstream", "tproxy/relay"},
-	"tproxy/bypass":      {},
-	"tproxy/forward":     {"tproxy/relay", "tproxy/sniff", "tproxy/upstream"},
-	"tproxy/relay":       {},
-	"tproxy/sniff":       {},
-	"tproxy/upstream":    {},
-	"resolver":           {"resolver/cache", "resolver/fakeip"},
-	"resolver/cache":     {},
-	"resolver/exchange":  {},
-	"resolver/fakeip":    {},
-	"netfilter":          {},
-	"netfilter/sklookup": {},
-	"routing":            {},
-	"test/lab":           {"test/netns"},
-	"test/netns":         {},
+	"tproxy":              {"tproxy/bypass", "tproxy/forward", "tproxy/sniff", "tproxy/upstream", "tproxy/relay"},
+	"tproxy/bypass":       {},
+	"tproxy/forward":      {"tproxy/relay", "tproxy/sniff", "tproxy/upstream"},
+	"tproxy/relay":        {},
+	"tproxy/sniff":        {},
+	"tproxy/upstream":     {},
+	"resolver":            {"resolver/cache", "resolver/fakeip"},
+	"resolver/cache":      {},
+	"resolver/exchange":   {},
+	"resolver/fakeip":     {},
+	"netfilter":           {},
+	"netfilter/sklookup":  {},
+	"netfilter/firewalld": {},
+	"routing":             {},
+	"test/lab":            {"test/netns"},
+	"test/netns":          {},
 }
 
 // onlyIn names the one production package that may import a library, so that
@@ -52,6 +53,7 @@ var onlyIn = map[string]string{
 	"golang.org/x/crypto/cryptobyte":      "tproxy/sniff",
 	"golang.org/x/net/http/httpproxy":     "", // an oracle of tests only
 	"github.com/cilium/ebpf":              "netfilter/sklookup",
+	"github.com/godbus/dbus":              "netfilter/firewalld",
 	"github.com/prometheus/client_golang": "cmd/transproxy-tproxy",
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/netfilter"
+	"github.com/transproxy-tproxy/transproxy-tproxy/netfilter/firewalld"
 	"github.com/transproxy-tproxy/transproxy-tproxy/netfilter/sklookup"
 	"github.com/transproxy-tproxy/transproxy-tproxy/routing"
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy"
@@ -34,6 +35,7 @@ type gateway struct {
 	netfilter  *netfilter.Handle // nil with --disable-iptables
 	routing    *routing.Handle
 	parameters *routing.Parameters // nil with --disable-iptables
+	openings   *firewalld.Rules    // the same
 	applied    netfilter.Config    // as the kernel has it
 	steering   *sklookup.Handle    // nil while the rules deliver
 	assigned   bool                // it has the listeners
@@ -56,6 +58,9 @@ func (g *gateway) open() (err error) {
 	}
 	if g.netfilter != nil {
 		if g.parameters, err = routing.OpenParameters(g.settings.parametersFile()); err != nil {
+			return errors.Join(err, g.close())
+		}
+		if g.openings, err = firewalld.Open(g.settings.openingsFile()); err != nil {
 			return errors.Join(err, g.close())
 		}
 	}
@@ -106,6 +111,9 @@ func (g *gateway) close() (err error) {
 	if g.parameters != nil {
 		err = errors.Join(err, g.parameters.Restore())
 	}
+	if g.openings != nil {
+		err = errors.Join(err, g.openings.Close())
+	}
 	if g.routing != nil {
 		err = errors.Join(err, g.routing.Close())
 	}
@@ -122,6 +130,9 @@ func (g *gateway) serve(signals <-chan os.Signal) (failure error) {
 	watching := []*part{start(g.watchRouting)}
 	if g.netfilter != nil {
 		watching = append(watching, start(g.netfilter.Watch))
+	}
+	if g.settings.firewalld && g.openings != nil {
+		watching = append(watching, start(g.watchFirewalld))
 	}
 	g.wait(signals, slices.Concat(watching, serving))
 
@@ -245,6 +256,9 @@ func (g *gateway) follow() {
 	if err := g.parameters.Set(p.router); err != nil {
 		g.log.Error().Err(err).Msg("not all is forwarded")
 	}
+	if err := g.pass(p, host); err != nil {
+		g.log.Error().Err(err).Msg("firewalld may drop captured packets")
+	}
 	// Links and routes change a lot on a host with containers, mostly without
 	// meaning for the rules.
 	engine := g.engineInUse()
@@ -343,6 +357,7 @@ func (g *gateway) announce(p plan) {
 		Str("version", version).
 		Stringer("upstream", s.upstream).
 		Stringer("engine", p.engine).
+		Str("engine_why", p.engine.why).
 		Strs("interfaces", p.capture.interfaces).
 		Stringers("clients", stringers(p.clients)).
 		Stringer("no_proxy", s.noProxy).

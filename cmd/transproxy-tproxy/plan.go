@@ -148,6 +148,11 @@ func (s *settings) newPlan(f families, r roles, host routing.Host) (plan, error)
 // parametersFile is where the former values of the kernel's parameters are kept.
 func (s *settings) parametersFile() string { return filepath.Join(s.state, s.nftTable+".sysctl.json") }
 
+// openingsFile is where it is kept what firewalld lets pass for us.
+func (s *settings) openingsFile() string {
+	return filepath.Join(s.state, s.nftTable+".firewalld.json")
+}
+
 // validate names the first value with which the kernel's part cannot work.
 func (p plan) validate() error {
 	err := p.routing.Validate()

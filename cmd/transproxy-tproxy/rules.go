@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/netfilter"
+	"github.com/transproxy-tproxy/transproxy-tproxy/netfilter/firewalld"
 	"github.com/transproxy-tproxy/transproxy-tproxy/routing"
 )
 
@@ -38,7 +39,7 @@ func rules(s *settings) error {
 	if err := p.validate(); err != nil {
 		return err
 	}
-	_, err = os.Stdout.WriteString(p.text())
+	_, err = os.Stdout.WriteString(obstaclesText(p, host) + p.text())
 	return err
 }
 
@@ -65,5 +66,9 @@ func cleanUp(s *settings) error {
 	if err == nil {
 		err = parameters.Restore()
 	}
-	return errors.Join(err, routing.CleanUp(routing.Config{Table: s.table, Protocol: routeProtocol}))
+	openings, openingsErr := firewalld.Open(s.openingsFile())
+	if openingsErr == nil {
+		openingsErr = openings.Close()
+	}
+	return errors.Join(err, openingsErr, routing.CleanUp(routing.Config{Table: s.table, Protocol: routeProtocol}))
 }

@@ -55,6 +55,9 @@ func run(s *settings) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, gateway.close()) }()
+	if err := gateway.clear(plan); err != nil {
+		return err
+	}
 	dial := newDialers(s)
 	server, err := tproxy.Listen(gateway.tproxy(dial), gateway.policy())
 	if err != nil {

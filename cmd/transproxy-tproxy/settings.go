@@ -38,6 +38,7 @@ type settings struct {
 	ports      []netfilter.PortRange
 	listenPort uint16
 	install    bool // change the kernel; false prints what to install
+	firewalld  bool // have it let captured packets pass
 	failClosed bool
 
 	mark         uint32
@@ -132,6 +133,10 @@ func options() []option {
 		{
 			groupCapture, "state-dir", "DIR", "/run/transproxy-tproxy", "where the former values of the kernel's parameters are kept meanwhile",
 			func(s *settings, v string) error { s.state = v; return nil },
+		},
+		{
+			groupCapture, "firewalld", "", "", "have firewalld let captured packets pass, over D-Bus; undone at the stop",
+			setSwitch(func(s *settings, on bool) { s.firewalld = on }),
 		},
 		{groupCapture, "fail", "open|closed", "open", "what happens to these flows when this program is gone without a stop:\n" +
 			"open forwards them as if it were not there, closed resets them", setFail},
