@@ -39,7 +39,7 @@ type Handle struct {
 	own        map[netip.Prefix]struct{}
 }
 
-// Open attaches the program to the network namespace of the calling thread. It leaves every packet alone until Set names
+// Open loads the program, tries it, and attaches it to the network namespace of the calling thread. It leaves every packet alone until Set names
 // interfaces; from then on it refuses what Assign has no socket for. The caller closes the handle.
 //
 // It needs CAP_BPF and CAP_NET_ADMIN in the initial user namespace, and Linux 5.9.
@@ -63,6 +63,9 @@ func Open() (h *Handle, err error) {
 	})
 	if err != nil {
 		return h, explain("load the sk_lookup program", err)
+	}
+	if err = h.test(); err != nil {
+		return h, err
 	}
 	namespace, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {

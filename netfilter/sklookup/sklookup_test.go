@@ -1,7 +1,6 @@
 package sklookup
 
 import (
-	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -67,31 +67,6 @@ func cookie(t *testing.T, socket int) uint64 {
 	return value
 }
 
-// lookup runs the program as the kernel does for a packet, and returns its verdict and the socket that it assigned, if any. The
-// packet comes from interface 0: the kernel's test run knows no other.
-func (h *Handle) lookup(t *testing.T, protocol int, destination netip.AddrPort) (verdict uint32, assigned uint64) {
-	t.Helper()
-	context := make([]byte, 72) // struct bpf_sk_lookup
-	family := uint32(unix.AF_INET6)
-	if destination.Addr().Is4() {
-		family = unix.AF_INET
-		copy(context[localIP4Field:], destination.Addr().AsSlice())
-		copy(context[16:], net.IPv4(192, 0, 2, 2).To4())
-	} else {
-		copy(context[localIP6Field:], destination.Addr().AsSlice())
-		copy(context[20:], netip.MustParseAddr("2001:db8::2").AsSlice())
-	}
-	binary.NativeEndian.PutUint32(context[familyField:], family)
-	binary.NativeEndian.PutUint32(context[protocolField:], uint32(protocol))
-	binary.NativeEndian.PutUint32(context[localPortField:], uint32(destination.Port()))
-	out := make([]byte, len(context))
-	verdict, err := h.program.Run(&ebpf.RunOptions{Context: context, ContextOut: out})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return verdict, binary.NativeEndian.Uint64(out)
-}
-
 // TestProgram asks the program, on the real kernel, about every kind of packet.
 func TestProgram(t *testing.T) {
 	inNamespace(t)
@@ -103,7 +78,10 @@ func TestProgram(t *testing.T) {
 	const captured, uplink = 0, 7
 	ask := func(name string, protocol int, destination string, verdict uint32, socket uint64) {
 		t.Helper()
-		got, assigned := h.lookup(t, protocol, netip.MustParseAddrPort(destination))
+		got, assigned, err := h.ask(uint32(protocol), netip.MustParseAddrPort(destination))
+		if err != nil {
+			t.Fatal(err)
+		}
 		if got != verdict || assigned != socket {
 			t.Errorf("%s: verdict %d and socket %d, want %d and %d", name, got, assigned, verdict, socket)
 		}
@@ -282,6 +260,32 @@ func left(t *testing.T) (n int) {
 		}
 	}
 	return n
+}
+
+// TestSelfTest: a program that does something else is not attached.
+func TestSelfTest(t *testing.T) {
+	inNamespace(t)
+	h, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := h.test(); err != nil {
+		t.Errorf("once more: %v", err)
+	}
+	right := h.program
+	defer func() { h.program = right }()
+	h.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SkLookup, AttachType: ebpf.AttachSkLookup, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.program.Close()
+	if err := h.test(); err == nil || !strings.Contains(err.Error(), "--engine tproxy") {
+		t.Errorf("a program that assigns nothing: %v", err)
+	}
 }
 
 // TestTooMany: bounds are told, and nothing is changed.
