@@ -116,6 +116,9 @@ func (c *Config) samples(way Way) []sample {
 	}
 	for i := range all {
 		all[i].mark = c.LAN
+		if c.Steered && all[i].protocol == unix.IPPROTO_TCP {
+			all[i].connection = c.LAN // as remember leaves it
+		}
 	}
 	return all
 }

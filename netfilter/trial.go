@@ -87,7 +87,7 @@ type sample struct {
 	protocol           byte
 	incoming           string // interface
 	outgoing           string // interface; empty at hooks that know none
-	mark               uint32
+	mark, connection   uint32 // its own mark, and that in connection tracking
 	network, transport []byte // headers
 }
 
@@ -408,8 +408,10 @@ func (t *trial) loadCt(e *expr.Ct, reg *registers) {
 		reg.store(e.Register, native(expr.CtStateBitNEW))
 	case expr.CtKeyDIRECTION:
 		reg.store(e.Register, []byte{0})
-	case expr.CtKeySTATUS, expr.CtKeyMARK:
+	case expr.CtKeySTATUS:
 		reg.store(e.Register, native(0))
+	case expr.CtKeyMARK:
+		reg.store(e.Register, native(t.packet.connection))
 	}
 }
 
@@ -569,7 +571,7 @@ func (t *trial) ports(source, destination [2]uint16, invert uint8) answer {
 	return is(destination[0] <= port && port <= destination[1])
 }
 
-// targetMark is iptables' MARK, revision 2, which alone is in use, and CONNMARK where it restores: the connection has no mark yet.
+// targetMark is iptables' MARK, revision 2, which alone is in use, and CONNMARK where it restores.
 func (t *trial) targetMark(e *expr.Target, sure bool) {
 	info, plain := e.Info.(*xt.Unknown)
 	if !plain || !sure {
@@ -583,7 +585,8 @@ func (t *trial) targetMark(e *expr.Target, sure bool) {
 	case e.Name == "CONNMARK" && len(data) >= 15: // struct xt_connmark_tginfo1, or tginfo2 with two bytes more before the last
 		const restore = 2 // XT_CONNMARK_RESTORE
 		if mode := data[min(12+2*(max(e.Rev, 1)-1), 14)]; mode == restore {
-			t.packet.mark &^= binary.NativeEndian.Uint32(data[8:]) // nfmask
+			nfmask, ctmask := binary.NativeEndian.Uint32(data[8:]), binary.NativeEndian.Uint32(data[4:])
+			t.packet.mark = t.packet.mark&^nfmask ^ t.packet.connection&ctmask
 		}
 	}
 }
