@@ -92,14 +92,25 @@ func memory(t *testing.T, process *os.Process) int {
 	return kilobytes << 10
 }
 
-// sockets is how many of them a process has open. Other files come and go with Go's runtime.
+// sockets is how many of TCP and UDP a process has open. Other files come and go with Go's
+// runtime, and those of netlink when the program watches the network.
 func sockets(t *testing.T, process *os.Process) (n int) {
 	t.Helper()
+	internet := make(map[string]bool) // by inode
+	for _, table := range []string{"tcp", "tcp6", "udp", "udp6"} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", process.Pid, table))
+		must(t, err)
+		for line := range strings.Lines(string(text)) {
+			if fields := strings.Fields(line); len(fields) > 9 {
+				internet["socket:["+fields[9]+"]"] = true
+			}
+		}
+	}
 	directory := fmt.Sprintf("/proc/%d/fd/", process.Pid)
 	entries, err := os.ReadDir(directory)
 	must(t, err)
 	for _, entry := range entries {
-		if what, _ := os.Readlink(directory + entry.Name()); strings.HasPrefix(what, "socket:") {
+		if what, _ := os.Readlink(directory + entry.Name()); internet[what] {
 			n++
 		}
 	}

@@ -243,6 +243,9 @@ func TestClientThatGoes(t *testing.T) {
 	g := w.gateway()
 	const size = 1 << 30
 	before := sockets(t, g.command.Process)
+	if before == 0 {
+		t.Fatal("not even listeners: the comparison is blind")
+	}
 	c := w.converse(lab.Origin4, portWeb)
 	c.say(fmt.Sprintf("GET /sized/%d HTTP/1.1\nHost: origin.test\n\n", size))
 	_, err := io.ReadFull(c.reader, make([]byte, 1<<20))
