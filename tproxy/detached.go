@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -107,7 +109,18 @@ func (f *flow) tunnel(ctx context.Context, socket int, flight []byte) (sent, rec
 	// Until the relay clears it, the linger time makes this a reset: a flow that
 	// could not be carried must not look finished.
 	defer client.Close()
-	conn, rest, err := f.server.config.Dialer.Tunnel(ctx, f.proxy, f.target())
+	proxies := append([]*upstream.Proxy{f.proxy}, f.others...)
+	var direct netip.AddrPort
+	if !f.server.policy.placeholder(f.record.Destination.Addr()) {
+		direct = f.record.Destination
+	} else {
+		proxies = slices.DeleteFunc(proxies, (*upstream.Proxy).Direct)
+	}
+	conn, rest, via, err := f.server.config.Dialer.TunnelVia(ctx, proxies, f.target(), direct)
+	f.record.Way, f.record.Upstream = wayUpstream, via.String()
+	if via.Direct() {
+		f.record.Way, f.record.Upstream = wayDirect, ""
+	}
 	if err != nil {
 		return 0, 0, err
 	}

@@ -81,7 +81,7 @@ func startCarrier(t *testing.T, detach bool) *carrier {
 			Log:    zerolog.Nop(),
 			Dialer: &upstream.Dialer{ConnectTimeout: patience, HandshakeTimeout: patience},
 		},
-		policy: Policy{Upstream: proxy},
+		policy: Policy{Upstream: upstream.NewGroup(upstream.First, proxy)},
 	}
 	var sockets [][]int
 	for range 2 {

@@ -1,7 +1,9 @@
 package tproxy
 
 import (
+	"errors"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/relay"
@@ -26,12 +28,14 @@ type Record struct {
 // flow is one captured connection as the engine's session. Its methods are called
 // on the flow's loop.
 type flow struct {
-	server  *Server
-	sniffer sniffer         // nil once it has answered, and for ports that are not peeked
-	source  string          // what the sniffer finds
-	plain   bool            // it is one of HTTP/1 requests, each of which is carried for itself
-	proxy   *upstream.Proxy // nil for the direct way
-	record  Record
+	server    *Server
+	sniffer   sniffer           // nil once it has answered, and for ports that are not peeked
+	source    string            // what the sniffer finds
+	plain     bool              // it is one of HTTP/1 requests, each of which is carried for itself
+	proxy     *upstream.Proxy   // nil for the direct way, and before that is decided
+	others    []*upstream.Proxy // to be tried next, should that one fail
+	addresses []netip.AddrPort  // of a proxy that has several, until one is connected to
+	record    Record
 }
 
 func (s *Server) newFlow(client, destination netip.AddrPort) *flow {
@@ -80,17 +84,36 @@ func (f *flow) Route() (relay.Hop, error) {
 	if placeholder && f.record.Name == "" {
 		return relay.Hop{}, errForgotten
 	}
-	f.proxy = s.policy.proxy(f.record.Destination, f.record.Name)
-	if f.proxy == nil {
-		f.record.Way = wayDirect
-		if placeholder {
-			return relay.Hop{}, errForgotten
-		}
-		// To the address that the client chose, never to one resolved anew.
-		return relay.Hop{Addrs: []netip.AddrPort{f.record.Destination}}, nil
+	group := s.policy.group(f.record.Destination, f.record.Name)
+	if group == nil {
+		return f.direct()
+	}
+	f.others = group.Candidates(f.record.Client.Addr())
+	if len(f.others) == 0 {
+		f.record.Way = wayUpstream
+		return relay.Hop{}, upstream.ErrAllDown
+	}
+	return f.next()
+}
+
+// direct is the way to the destination itself.
+func (f *flow) direct() (relay.Hop, error) {
+	f.proxy, f.record.Way, f.record.Upstream = nil, wayDirect, ""
+	if f.server.policy.placeholder(f.record.Destination.Addr()) {
+		return relay.Hop{}, errForgotten
+	}
+	// To the address that the client chose, never to one resolved anew.
+	return relay.Hop{Addrs: []netip.AddrPort{f.record.Destination}}, nil
+}
+
+// next is the way through the next of the proxies, of which there is one.
+func (f *flow) next() (relay.Hop, error) {
+	s := f.server
+	f.proxy, f.others = f.others[0], f.others[1:]
+	if f.proxy.Direct() {
+		return f.direct()
 	}
 	f.record.Way, f.record.Upstream = wayUpstream, f.proxy.String()
-
 	addresses, known := s.config.Dialer.Known(f.proxy)
 	lease, standing := f.proxy.Standing()
 	if !known || !standing {
@@ -100,15 +123,47 @@ func (f *flow) Route() (relay.Hop, error) {
 	if err != nil {
 		return relay.Hop{}, err
 	}
-	hop := relay.Hop{Addrs: addresses, Handshake: handshake}
 	if len(addresses) > 1 {
-		hop.Connected = func(address netip.AddrPort) {
-			if address != addresses[0] {
-				s.config.Dialer.Worked(f.proxy, address.Addr())
-			}
-		}
+		f.addresses = addresses
 	}
-	return hop, nil
+	return relay.Hop{Addrs: addresses, Handshake: handshake, Source: s.source, Warm: true}, nil
+}
+
+// Connected takes note that the proxy can be reached, and where.
+func (f *flow) Connected(address netip.AddrPort, took time.Duration) {
+	if f.proxy == nil {
+		return
+	}
+	f.proxy.Connected(took)
+	if f.addresses != nil && address != f.addresses[0] {
+		f.server.config.Dialer.Worked(f.proxy, address.Addr())
+	}
+	f.addresses = nil
+}
+
+// Retry goes on to the next proxy if the last one could not be connected to, or closed the
+// connection without an answer.
+func (f *flow) Retry(how relay.End, err error) (relay.Hop, bool) {
+	if f.proxy == nil {
+		return relay.Hop{}, false
+	}
+	switch {
+	case how == relay.ConnectFailed:
+		f.proxy.Failed(err)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		f.proxy.Unanswered()
+		return relay.Hop{}, false
+	case upstream.Elsewhere(err):
+		f.proxy.Unanswered()
+	default:
+		f.proxy.Answered()
+		return relay.Hop{}, false
+	}
+	if len(f.others) == 0 {
+		return relay.Hop{}, false
+	}
+	hop, err := f.next()
+	return hop, err == nil
 }
 
 // target is what the proxy is asked for: the name where one is known.
@@ -124,6 +179,9 @@ func (f *flow) target() upstream.Target {
 func (f *flow) Closed(outcome relay.Outcome) {
 	f.record.Sent, f.record.Received = outcome.Sent, outcome.Received
 	f.record.Duration, f.record.Err = outcome.Duration, outcome.Err
+	if f.proxy != nil && outcome.End != relay.ConnectFailed && outcome.End != relay.HandshakeFailed {
+		f.proxy.Answered()
+	}
 	f.end()
 }
 

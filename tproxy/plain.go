@@ -59,7 +59,7 @@ func (f *flow) forward(client int, flight []byte) {
 // way decides about one request.
 func (s *Server) way(client forward.Client, host string, port uint16) (forward.Way, error) {
 	if client.Kind != forward.Captured {
-		return s.explicitWay(host, port)
+		return s.explicitWay(client, host, port)
 	}
 	destination := client.Destination
 	if address, err := netip.ParseAddr(host); err == nil && address == destination.Addr().Unmap() {
@@ -72,24 +72,36 @@ func (s *Server) way(client forward.Client, host string, port uint16) (forward.W
 	if placeholder && host == "" {
 		return forward.Way{}, errForgotten
 	}
-	way := forward.Way{
-		Proxy:  s.policy.proxy(destination, host),
-		Target: upstream.Target{Host: host, Port: port},
-	}
+	way := forward.Way{Target: upstream.Target{Host: host, Port: port}}
 	if host == "" {
 		way.Target.Host = destination.Addr().Unmap().String()
 	}
-	if way.Proxy == nil {
-		if placeholder {
-			return forward.Way{}, errForgotten
-		}
+	if !placeholder {
 		way.Direct = destination // to the address that the client chose, never to one resolved anew
 	}
-	return way, nil
+	err := s.choose(&way, client.Address.Addr(), destination, host)
+	if err == nil && way.Proxy == nil && placeholder {
+		return forward.Way{}, errForgotten
+	}
+	return way, err
+}
+
+// choose sets the proxies of a way.
+func (s *Server) choose(way *forward.Way, client netip.Addr, destination netip.AddrPort, name string) error {
+	group := s.policy.group(destination, name)
+	if group == nil {
+		return nil
+	}
+	proxies := group.Candidates(client)
+	if len(proxies) == 0 {
+		return upstream.ErrAllDown
+	}
+	way.Via(proxies)
+	return nil
 }
 
 // explicitWay decides about a request of a client that uses the gateway as its proxy.
-func (s *Server) explicitWay(host string, port uint16) (forward.Way, error) {
+func (s *Server) explicitWay(client forward.Client, host string, port uint16) (forward.Way, error) {
 	way := forward.Way{Target: upstream.Target{Host: host, Port: port}}
 	destination := netip.AddrPortFrom(netip.Addr{}, port)
 	name := host
@@ -99,10 +111,10 @@ func (s *Server) explicitWay(host string, port uint16) (forward.Way, error) {
 		}
 		name, destination = "", netip.AddrPortFrom(address, port)
 	}
-	if way.Proxy = s.policy.proxy(destination, name); way.Proxy == nil && name == "" {
+	if name == "" {
 		way.Direct = destination
 	}
-	return way, nil
+	return way, s.choose(&way, client.Address.Addr(), destination, name)
 }
 
 // check refuses what Policy.refuses does, unless the administrator allows it.

@@ -15,9 +15,9 @@ type Policy struct {
 	// Bypass holds the destinations that are reached directly. Nil exempts nothing.
 	Bypass *bypass.List
 	// Upstream carries everything that is not exempt.
-	Upstream *upstream.Proxy
+	Upstream *upstream.Group
 	// HTTP carries port 80 in place of Upstream; nil for no difference.
-	HTTP *upstream.Proxy
+	HTTP *upstream.Group
 	// Plain reports whether the HTTP/1 requests that come to a port are carried one by
 	// one (package forward) and not through a tunnel. Nil for no port.
 	Plain func(port uint16) bool
@@ -75,11 +75,11 @@ func (p *Policy) snifferFor(port uint16) (sniffer, string) {
 	return nil, ""
 }
 
-// proxy returns the upstream that carries a flow to destination, or nil when the
+// group returns the upstreams that carry a flow to destination, or nil when the
 // flow goes directly to it. A name decides before the address does, for an
 // exemption as for the upstream: that is what makes `no_proxy=example.org` work
 // for clients that resolved the name themselves.
-func (p *Policy) proxy(destination netip.AddrPort, name string) *upstream.Proxy {
+func (p *Policy) group(destination netip.AddrPort, name string) *upstream.Group {
 	if p.Bypass.MatchAddr(destination) || name != "" && p.Bypass.MatchName(name, destination.Port()) {
 		return nil
 	}

@@ -47,6 +47,9 @@ type Config struct {
 	// MaxPipes bounds the pipes, of two descriptors each, through which bulk data
 	// goes; see relay.Config.
 	MaxPipes int
+	// MaxWarm bounds the connections that are opened to proxies ahead of the flows that
+	// need them; 0 opens none.
+	MaxWarm int
 
 	PeekTimeout      time.Duration // waiting for a name on the ports that are peeked
 	ConnectTimeout   time.Duration // opening the connection to the upstream or the destination
@@ -73,12 +76,18 @@ type Config struct {
 	Log    zerolog.Logger
 }
 
+// warmAbove is how far a proxy has to be away for connections to be opened ahead: to one on
+// the LAN that costs processor time (no TCP_DEFER_ACCEPT, and more calls of epoll), and
+// saves nothing that anybody notices.
+const warmAbove = time.Millisecond
+
 // Server owns the transparent listeners and the flows that came through them.
 type Server struct {
 	config    Config
 	policy    Policy
-	burst     zerolog.Logger // for what may happen to every flow
-	sockets   []int          // of the transparent listeners, all loops
+	burst     zerolog.Logger              // for what may happen to every flow
+	source    func(netip.Addr) netip.Addr // of connections to proxies; nil for the kernel's choice
+	sockets   []int                       // of the transparent listeners, all loops
 	engine    *relay.Engine
 	explicit  []explicitListener
 	forwarder *forward.Server
@@ -97,6 +106,9 @@ func Listen(config Config, policy Policy) (*Server, error) {
 		policy: policy,
 		burst:  config.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second}),
 	}
+	if len(config.Dialer.Sources) > 0 {
+		s.source = config.Dialer.Source
+	}
 	s.forwarder = s.newForwarder()
 	if err := s.listenExplicit(); err != nil {
 		return nil, err
@@ -112,13 +124,14 @@ func Listen(config Config, policy Policy) (*Server, error) {
 		Accept:           s.accept,
 		AcceptFailed:     s.acceptFailed,
 		Mark:             config.Mark,
-		Source:           s.source,
 		PeekTimeout:      config.PeekTimeout,
 		ConnectTimeout:   config.ConnectTimeout,
 		HandshakeTimeout: config.HandshakeTimeout,
 		IdleTimeout:      config.IdleTimeout,
 		HalfCloseTimeout: config.HalfCloseTimeout,
 		DrainTimeout:     config.DrainTimeout,
+		MaxWarm:          (config.MaxWarm + len(sockets) - 1) / len(sockets),
+		WarmAbove:        warmAbove,
 		MaxPipes:         config.MaxPipes,
 	})
 	if err != nil {
@@ -201,6 +214,13 @@ func (s *Server) Listeners(f func(socket int) error) error {
 	return nil
 }
 
+// NetworkChanged tells that the ways to the proxies may be others now: connections that no
+// flow has are not used any more. It is safe for concurrent use.
+func (s *Server) NetworkChanged() {
+	s.engine.NetworkChanged()
+	s.forwarder.NetworkChanged()
+}
+
 // Stats are counters since the start.
 type Stats struct {
 	Accepted       int64 // flows that were taken in
@@ -208,6 +228,7 @@ type Stats struct {
 	AcceptErrors   int64 // pauses of a listener
 	PortsExhausted int64 // flows for which there was no local port left
 	Spliced        int64 // bytes that did not enter user space
+	Warm           int64 // flows for which a connection to the proxy had been opened ahead
 }
 
 // Stats returns the counters. It is safe for concurrent use.
@@ -219,6 +240,7 @@ func (s *Server) Stats() Stats {
 		AcceptErrors:   s.acceptErrors.Load(),
 		PortsExhausted: s.exhausted.Load(),
 		Spliced:        engine.Spliced,
+		Warm:           engine.Warm,
 	}
 }
 
@@ -240,6 +262,9 @@ func (s *Server) acceptFailed(err error, pause time.Duration) {
 // or cannot be reached. A refused credential is told whenever the upstream says
 // so, which the credential's breaker makes rare; of the others a burst is enough.
 func (s *Server) warn(err error) {
+	if errors.Is(err, upstream.ErrAllDown) {
+		return // it was told when it came to that
+	}
 	if upstream.Denied(err) {
 		s.config.Log.Error().Err(err).Msg("the upstream refuses the credential")
 		return

@@ -73,9 +73,9 @@ func (d dialers) to(network string, server netip.AddrPort) exchange.Dial {
 }
 
 // through opens tunnels to one server.
-func (d dialers) through(proxy *upstream.Proxy, target upstream.Target) exchange.Dial {
+func (d dialers) through(group *upstream.Group, target upstream.Target) exchange.Dial {
 	return func(ctx context.Context) (net.Conn, error) {
-		conn, rest, err := d.tunnel.Tunnel(ctx, proxy, target)
+		conn, rest, _, err := d.tunnel.TunnelVia(ctx, group.Candidates(netip.Addr{}), target, netip.AddrPort{})
 		if err != nil {
 			return nil, err
 		}

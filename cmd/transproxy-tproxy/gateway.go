@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/rs/zerolog"
@@ -18,6 +19,7 @@ import (
 	"github.com/transproxy-tproxy/transproxy-tproxy/netfilter/sklookup"
 	"github.com/transproxy-tproxy/transproxy-tproxy/routing"
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
 
 // gateway is one run of the program: the parts and what they share.
@@ -32,6 +34,7 @@ type gateway struct {
 	local      atomic.Pointer[map[netip.Addr]struct{}] // the gateway's own addresses
 	neighbours atomic.Pointer[[]netip.Prefix]          // the networks of the capturing interfaces
 
+	dialers    dialers
 	netfilter  *netfilter.Handle // nil with --disable-iptables
 	routing    *routing.Handle
 	parameters *routing.Parameters // nil with --disable-iptables
@@ -40,6 +43,7 @@ type gateway struct {
 	steering   *sklookup.Handle    // nil while the rules deliver
 	assigned   bool                // it has the listeners
 	uncaptured []string            // interfaces that the log has told of
+	uplink     string              // see uplinkOf
 	server     *tproxy.Server
 }
 
@@ -128,6 +132,12 @@ func (g *gateway) serve(signals <-chan os.Signal) (failure error) {
 		serving = append(serving, start(g.names.server.Serve))
 	}
 	watching := []*part{start(g.watchRouting)}
+	for _, group := range g.settings.groups() {
+		watching = append(watching, start(func(ctx context.Context) error {
+			group.Watch(ctx, g.dialers.tunnel, g.tellUpstream)
+			return nil
+		}))
+	}
 	if g.netfilter != nil {
 		watching = append(watching, start(g.netfilter.Watch))
 	}
@@ -250,6 +260,10 @@ func (g *gateway) follow() {
 		return
 	}
 	g.setLocal(host, p.capture)
+	if uplink := uplinkOf(host); uplink != g.uplink {
+		g.uplink = uplink
+		g.networkChanged()
+	}
 	if g.netfilter == nil {
 		return
 	}
@@ -274,6 +288,39 @@ func (g *gateway) follow() {
 		g.log.Info().Strs("interfaces", p.capture.interfaces).Stringers("clients", stringers(p.clients)).Msg("the host's network has changed")
 	}
 	g.verify(p)
+}
+
+// uplinkOf is what has to stay the same for the ways to the upstreams to be the same: the
+// interfaces of the default routes and their addresses, or without such a route all.
+func uplinkOf(host routing.Host) string {
+	var uplink strings.Builder
+	for _, link := range host.Interfaces {
+		if link.Up && (len(host.Uplinks) == 0 || slices.Contains(host.Uplinks, link.Name)) {
+			fmt.Fprintln(&uplink, link.Name, link.Addrs)
+		}
+	}
+	return uplink.String()
+}
+
+// networkChanged has nobody wait for what was true in another network.
+func (g *gateway) networkChanged() {
+	g.dialers.tunnel.NetworkChanged()
+	g.server.NetworkChanged()
+	for _, group := range g.settings.groups() {
+		group.NetworkChanged()
+	}
+}
+
+// tellUpstream says that an upstream went down or came back.
+func (g *gateway) tellUpstream(change upstream.Change) {
+	switch upstream := change.Proxy.String(); {
+	case change.Up:
+		g.log.Info().Str("upstream", upstream).Msg("the upstream is up again")
+	case change.None:
+		g.log.Error().Str("upstream", upstream).Err(change.Err).Msg("the upstream is down: flows fail at once until it answers")
+	default:
+		g.log.Warn().Str("upstream", upstream).Err(change.Err).Msg("the upstream is down: others carry its flows")
+	}
 }
 
 // verify says so when marked packets would not be delivered.
@@ -310,6 +357,7 @@ func (g *gateway) tproxy(d dialers) tproxy.Config {
 		Mark:             s.bypassMark(),
 		MaxFlows:         s.maxConns,
 		MaxPipes:         g.capacity.pipes,
+		MaxWarm:          s.warm,
 		PeekTimeout:      s.peekTimeout,
 		ConnectTimeout:   s.connectTimeout,
 		HandshakeTimeout: s.replyTimeout,

@@ -184,13 +184,16 @@ func (f families) usable(addresses []netip.AddrPort) []netip.AddrPort {
 	})
 }
 
+// groups are the groups of upstreams in use.
+func (s *settings) groups() []*upstream.Group {
+	return slices.DeleteFunc([]*upstream.Group{s.upstream, s.httpUpstream}, func(g *upstream.Group) bool { return g == nil })
+}
+
 // upstreams are the proxies in use, each once.
 func (s *settings) upstreams() []*upstream.Proxy {
 	var all []*upstream.Proxy
-	for _, proxy := range []*upstream.Proxy{s.upstream, s.httpUpstream} {
-		if proxy != nil {
-			all = append(all, proxy)
-		}
+	for _, group := range s.groups() {
+		all = append(all, group.Proxies()...)
 	}
 	return all
 }
@@ -217,8 +220,8 @@ func hosts(addresses []netip.Addr) []netip.Prefix {
 }
 
 // Descriptors that are not a flow's: the standard ones, listeners, netlink, log, name
-// look-ups, and the 128 connections to a proxy that wait for HTTP requests.
-const descriptorsReserved = 64 + 128
+// look-ups, the 128 connections to a proxy that wait for HTTP requests, and the 32 opened ahead.
+const descriptorsReserved = 64 + 128 + 32
 
 // pipeLimit bounds the pipes for bulk data. Each holds up to 1 MiB while in use, so
 // that all of them take 256 MiB at worst. More flows than that in full flight share

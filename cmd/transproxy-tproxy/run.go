@@ -59,6 +59,7 @@ func run(s *settings) (err error) {
 		return err
 	}
 	dial := newDialers(s)
+	gateway.dialers = dial
 	server, err := tproxy.Listen(gateway.tproxy(dial), gateway.policy())
 	if err != nil {
 		return err
@@ -123,7 +124,7 @@ func newGateway(s *settings, log zerolog.Logger, access *accessLog) (*gateway, p
 		}
 		log.Warn().Msg(off + ": " + cure)
 	}
-	g := &gateway{settings: s, families: f, roles: r, capacity: fits, log: log, access: access}
+	g := &gateway{settings: s, families: f, roles: r, capacity: fits, log: log, access: access, uplink: uplinkOf(host)}
 	g.setLocal(host, p.capture)
 	for _, source := range s.sources {
 		if !g.owns(source) {

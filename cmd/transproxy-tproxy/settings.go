@@ -20,9 +20,14 @@ import (
 // settings is what the command line and the environment ask for, checked one by
 // one; what they mean on this host is worked out in plan.go.
 type settings struct {
-	upstream     *upstream.Proxy // nil until resolved
-	httpUpstream *upstream.Proxy // for port 80 when http_proxy differs; nil for no difference
-	noProxy      *bypass.List
+	proxies []*upstream.Proxy // of the flag
+	order   upstream.Order
+	warm    int // connections opened ahead
+	noProxy *bypass.List
+
+	// The groups of upstreams are there once the settings are resolved.
+	upstream     *upstream.Group // nil without any upstream
+	httpUpstream *upstream.Group // for port 80 when http_proxy differs; nil for no difference
 
 	sources []netip.Addr
 	dns     dnsSettings
@@ -98,9 +103,19 @@ var groups = []string{groupUpstream, groupCapture, groupDNS, groupHTTP, groupKer
 func options() []option {
 	table := []option{
 		{
-			groupUpstream, "upstream", "URL", "", "the proxy: http://[user:password@]host:port or socks5://…; percent-encode special characters\n" +
+			groupUpstream, "upstream", "URL,...", "", "the proxy: http://[user:password@]host:port or socks5://…; percent-encode special characters;\n" +
+				"of several the next ones stand in for one that is down; direct:// is the way without a proxy\n" +
 				"(default: $https_proxy, then $http_proxy; port 80 looks at $http_proxy first)",
-			func(s *settings, v string) (err error) { s.upstream, err = upstream.Parse(v); return err },
+			func(s *settings, v string) (err error) { s.proxies, err = upstream.ParseList(v); return err },
+		},
+		{
+			groupUpstream, "upstream-policy", "first|least-latency|hash-client", "first", "which of several is used while it is up: the first, the one that is connected\n" +
+				"to fastest, or one for each client, always the same", setOrder,
+		},
+		{
+			groupUpstream, "warm-connections", "NUMBER", "32", "connections to the upstream opened ahead of the flows, at most, where it is 1 ms away or more;\n" +
+				"how many is learnt from the flows that come at once; 0 for none",
+			setNumber("number of connections", 0, 1024, func(s *settings, n int) { s.warm = n }),
 		},
 		{
 			groupUpstream, "upstream-source", "ADDRESS,...", "", "addresses of this host to connect from, in turn, when one has too few ports\n" +
@@ -205,6 +220,20 @@ func options() []option {
 	table = append(table, outputOptions()...)
 	table = append(table, dnsOptions()...)
 	return append(table, httpOptions()...)
+}
+
+func setOrder(s *settings, value string) error {
+	switch value {
+	case "first":
+		s.order = upstream.First
+	case "least-latency":
+		s.order = upstream.LeastLatency
+	case "hash-client":
+		s.order = upstream.HashClient
+	default:
+		return fmt.Errorf("%q: use first, least-latency or hash-client", value)
+	}
+	return nil
 }
 
 func setSources(s *settings, value string) error {
@@ -385,19 +414,24 @@ func firstSet(names ...string) (value, name string) {
 // read as well. The order for https is the ancestor's; lower case goes first, as in
 // curl. Without any upstream there is no error.
 func (s *settings) resolve() error {
-	if s.upstream == nil {
+	var forHTTP []*upstream.Proxy
+	if len(s.proxies) == 0 {
 		var err error
-		forHTTPS := []string{"https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"}
-		forHTTP := []string{"http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"}
-		if s.upstream, err = upstreamOf(forHTTPS); err != nil {
+		if s.proxies, err = upstreamsOf("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"); err != nil {
 			return err
 		}
-		if s.httpUpstream, err = upstreamOf(forHTTP); err != nil {
+		if forHTTP, err = upstreamsOf("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"); err != nil {
 			return err
 		}
-		if s.httpUpstream.Join(s.upstream) {
-			s.httpUpstream = nil
+		if same(s.proxies, forHTTP) {
+			forHTTP = nil
 		}
+	}
+	if len(s.proxies) > 0 {
+		s.upstream = upstream.NewGroup(s.order, s.proxies...)
+	}
+	if len(forHTTP) > 0 {
+		s.httpUpstream = upstream.NewGroup(s.order, forHTTP...)
 	}
 	if s.noProxy == nil {
 		value, name := firstSet("no_proxy", "NO_PROXY")
@@ -410,15 +444,29 @@ func (s *settings) resolve() error {
 	return nil
 }
 
-// upstreamOf is the proxy that the first of these variables names; nil for none.
-func upstreamOf(variables []string) (*upstream.Proxy, error) {
+// upstreamsOf are the proxies that the first of these variables names; nil for none.
+func upstreamsOf(variables ...string) ([]*upstream.Proxy, error) {
 	value, name := firstSet(variables...)
 	if value == "" {
 		return nil, nil
 	}
-	proxy, err := upstream.Parse(value)
+	proxies, err := upstream.ParseList(value)
 	if err != nil {
 		return nil, fmt.Errorf("$%s: %w", name, err)
 	}
-	return proxy, nil
+	return proxies, nil
+}
+
+// same reports whether two lists are the same proxies. What they share of credentials is
+// one account from then on.
+func same(these, those []*upstream.Proxy) bool {
+	alike := len(these) == len(those)
+	for i, that := range those {
+		for j, this := range these {
+			if joined := that.Join(this); i == j && !joined {
+				alike = false
+			}
+		}
+	}
+	return alike
 }

@@ -80,13 +80,14 @@ func (x *exchange) run(ctx context.Context, head []byte) ending {
 		port = 80
 	}
 	x.record.URL = x.url(host, port)
-	if x.way, err = x.route(host, port); err != nil {
+	x.way, err = x.route(host, port)
+	if errors.Is(err, upstream.ErrAllDown) {
+		return x.refuse(x.diagnose(err))
+	}
+	if err != nil {
 		return x.refuse(problem{http.StatusForbidden, "destination_ip_prohibited", "this destination is not reached through the gateway", "If it should be, have the gateway's administrator look at its settings.", err})
 	}
-	if x.way.Proxy != nil {
-		x.record.Proxy = x.way.Proxy.String()
-	}
-	x.record.Direct = x.way.Proxy == nil
+	x.note()
 	if x.request.form == authority && !(x.way.absolute() && x.who.Kind == Passing) {
 		return x.tunnel(ctx)
 	}
@@ -105,6 +106,24 @@ func (x *exchange) route(host string, port uint16) (Way, error) {
 	return x.server.config.Route(x.who, host, port)
 }
 
+// note puts the way into the record.
+func (x *exchange) note() {
+	x.record.Proxy, x.record.Direct = "", x.way.Proxy == nil
+	if x.way.Proxy != nil {
+		x.record.Proxy = x.way.Proxy.String()
+	}
+}
+
+// elsewhere goes over to the next proxy if the error of a connect lets hope for more there.
+func (x *exchange) elsewhere(ctx context.Context, err error) bool {
+	if len(x.way.others) == 0 || ctx.Err() != nil || !upstream.Elsewhere(err) {
+		return false
+	}
+	x.way.Via(x.way.others)
+	x.note()
+	return true
+}
+
 // forward sends the request to the next hop and passes the answer on.
 func (x *exchange) forward(ctx context.Context) ending {
 	reuse := true
@@ -119,6 +138,10 @@ func (x *exchange) forward(ctx context.Context) ending {
 		}
 		// A connection that rested may have been closed by the other side when the
 		// request was on its way. That is no failure if nobody can have acted on it.
+		if !x.asked && x.elsewhere(ctx, err) {
+			x.drop(err)
+			continue
+		}
 		stale := x.asked && x.hop.used && x.response.status == 0
 		if broken := x.body.broken(); broken != nil {
 			err = badBody{broken}
@@ -352,6 +375,8 @@ func (x *exchange) diagnose(err error) problem {
 			status = refused.Code
 		}
 		return problem{status, "http_request_denied", next + " refuses the destination", tell, err}
+	case errors.Is(err, upstream.ErrAllDown):
+		return problem{503, "proxy_internal_error", "no proxy is there", retry + " " + tell, err}
 	case errors.As(err, new(refusal)):
 		return problem{403, "destination_ip_prohibited", "this destination is not reached through the gateway", tell, err}
 	case errors.As(err, new(malformed)):

@@ -53,9 +53,20 @@ type Client struct {
 type Way struct {
 	Proxy  *upstream.Proxy // nil: directly
 	Target upstream.Target // what the proxy is asked for
-	// Direct is where a captured client's request goes without a proxy: the address
+	// Direct is where the request goes without a proxy: of a captured client the address
 	// that it chose. If that is not valid Target is looked up.
 	Direct netip.AddrPort
+
+	others []*upstream.Proxy // to be tried when Proxy cannot be connected to
+}
+
+// Via sets the proxies, of which there is at least one, in the order in which to try them.
+// direct:// stands for the way without one.
+func (w *Way) Via(proxies []*upstream.Proxy) {
+	w.Proxy, w.others = proxies[0], proxies[1:]
+	if w.Proxy.Direct() {
+		w.Proxy = nil
+	}
 }
 
 // Config is what the sessions of a server share. All durations must be positive.
@@ -118,6 +129,10 @@ func NewServer(config Config) *Server {
 
 // Close closes the connections that wait for a next request. Sessions may still run.
 func (s *Server) Close() { s.pool.close() }
+
+// NetworkChanged tells that connections which wait for a next request may lead nowhere any
+// more. It is safe for concurrent use.
+func (s *Server) NetworkChanged() { s.pool.clear() }
 
 // Open returns the session of a client, which owns conn from now on; one of Serve and
 // Refuse has to be called. flight is what was already read of conn.

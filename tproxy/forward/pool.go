@@ -83,8 +83,15 @@ func (p *pool) expire(h *hop) {
 // close closes all connections, and those that come back later.
 func (p *pool) close() {
 	p.mutex.Lock()
-	defer p.mutex.Unlock()
 	p.closed = true
+	p.mutex.Unlock()
+	p.clear()
+}
+
+// clear closes all connections.
+func (p *pool) clear() {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
 	for _, waiting := range p.idle {
 		for _, h := range waiting {
 			h.expiry.Stop()

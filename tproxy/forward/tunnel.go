@@ -13,16 +13,20 @@ import (
 func (x *exchange) tunnel(ctx context.Context) ending {
 	var conn *net.TCPConn
 	var rest []byte
-	var err error
-	if x.way.absolute() {
-		conn, rest, err = x.server.config.Dialer.Tunnel(ctx, x.way.Proxy, x.way.Target)
-	} else {
-		conn, rest, err = x.dial(ctx, x.way)
+	for {
+		var err error
+		if x.way.absolute() {
+			conn, rest, err = x.server.config.Dialer.Tunnel(ctx, x.way.Proxy, x.way.Target)
+		} else {
+			conn, rest, err = x.dial(ctx, x.way)
+		}
+		if err == nil {
+			return x.established(ctx, conn, rest)
+		}
+		if !x.elsewhere(ctx, err) {
+			return x.fail(err)
+		}
 	}
-	if err != nil {
-		return x.fail(err)
-	}
-	return x.established(ctx, conn, rest)
 }
 
 // established tells the client that its tunnel is open, and carries it.

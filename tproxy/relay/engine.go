@@ -66,11 +66,6 @@ type Config struct {
 	// Mark is the SO_MARK of outgoing connections; 0 for none.
 	Mark uint32
 
-	// Source returns the source address of a connection to an address, of the same
-	// family; the zero Addr leaves it to the kernel. Called on a loop: must not
-	// block. May be nil.
-	Source func(to netip.Addr) netip.Addr
-
 	// AcceptFailed is told of an error that made a loop stop accepting for a
 	// pause: too many open files, mostly. It is called on the loop. May be nil.
 	AcceptFailed func(err error, pause time.Duration)
@@ -83,6 +78,10 @@ type Config struct {
 	DrainTimeout     time.Duration // for all flows, once Serve is cancelled; 0 resets them at once
 
 	MaxFlows int // more are refused by a reset; 0 for no limit
+	// MaxWarm bounds the connections of each loop that are opened ahead; 0 opens none.
+	MaxWarm int
+	// WarmAbove is the time that a connect has to take for this to be done.
+	WarmAbove time.Duration
 	// MaxPipes bounds the pipes of all loops together. Each holds two descriptors
 	// and, while it is in use, up to 1 MiB. Without a free one a flow goes on with
 	// recv and send, which costs about a third more. A user without CAP_SYS_RESOURCE
@@ -107,6 +106,15 @@ type Session interface {
 	// Route is called once, after the last Peek. An error resets the client.
 	Route() (Hop, error)
 
+	// Connected tells that an address of the hop was connected to, and how long that
+	// took. It is not called when the connection was there already (Hop.Warm).
+	Connected(address netip.AddrPort, took time.Duration)
+
+	// Retry is asked for another hop when the last one failed, and the client notices
+	// nothing: how is ConnectFailed, with the error of the last of the addresses, or
+	// HandshakeFailed. Without one (false) that is the end of the flow.
+	Retry(how End, err error) (hop Hop, again bool)
+
 	// Closed is the last call. It is not made for a detached flow.
 	Closed(Outcome)
 }
@@ -120,8 +128,13 @@ type Hop struct {
 	// Handshake is what is said before the client's bytes. Nil for nothing.
 	Handshake Handshake
 
-	// Connected, if it is set, is told which of several addresses has connected.
-	Connected func(netip.AddrPort)
+	// Source returns the source address of a connection to an address, of the same
+	// family; the zero Addr leaves it to the kernel. It must not block. May be nil.
+	Source func(to netip.Addr) netip.Addr
+
+	// Warm says that connections to the first address may be opened ahead of the flows
+	// that need them: its handshake is the same for all until the first byte is sent.
+	Warm bool
 
 	// Detach, if it is set, takes the flow off the engine instead: the client's
 	// socket, non-blocking and still set to end by a reset (SO_LINGER), with what
@@ -134,7 +147,8 @@ type Hop struct {
 // Handshake is one flow's negotiation with the next hop. It does no input or
 // output of its own, and bounds what it accepts.
 type Handshake interface {
-	// Hello is what to send first.
+	// Hello is what to send first. It is called again if a connection that was opened
+	// ahead turns out to be gone before there was a byte of an answer.
 	Hello() []byte
 	// Feed takes the bytes that were just received and returns what to send.
 	// When done, rest is the part of in that already belongs to the client. An
@@ -152,6 +166,7 @@ type Stats struct {
 	AcceptErrors int64 // pauses of a listener
 	Pipes        int64 // pipes that exist, in use or waiting
 	Spliced      int64 // bytes that went through pipes
+	Warm         int64 // flows whose connection was there already
 }
 
 // Engine owns the listening sockets and the flows that came through them.
@@ -159,13 +174,14 @@ type Engine struct {
 	config   Config
 	loops    []*loop
 	stopping atomic.Bool
+	network  atomic.Uint32 // grows with each call of NetworkChanged
 	counters counters
 }
 
 // counters are shared by the loops of an engine; each moves a few times a flow,
 // never a time a chunk.
 type counters struct {
-	flows, accepted, refused, acceptErrors, pipes, spliced atomic.Int64
+	flows, accepted, refused, acceptErrors, pipes, spliced, warm atomic.Int64
 }
 
 // Loops is how many loops to run: one for every two processors that Go uses, at
@@ -240,6 +256,10 @@ func (e *Engine) stop() {
 	}
 }
 
+// NetworkChanged tells that connections which nobody uses yet may lead nowhere any more:
+// those opened ahead are not used. It is safe for concurrent use.
+func (e *Engine) NetworkChanged() { e.network.Add(1) }
+
 // Stats returns the counters. It is safe for concurrent use.
 func (e *Engine) Stats() Stats {
 	return Stats{
@@ -249,5 +269,6 @@ func (e *Engine) Stats() Stats {
 		AcceptErrors: e.counters.acceptErrors.Load(),
 		Pipes:        e.counters.pipes.Load(),
 		Spliced:      e.counters.spliced.Load(),
+		Warm:         e.counters.warm.Load(),
 	}
 }

@@ -37,6 +37,10 @@ const (
 	connecting              // the connection to the next hop
 	shaking                 // the next hop's part of the handshake
 	relaying                // bytes, both ways
+
+	// A connection without a client, opened ahead (warm.go).
+	warming // the connection
+	warm    // a client that needs it
 )
 
 // side names an end of a flow, and the way of the bytes that are read there.
@@ -113,6 +117,10 @@ func (l *loop) limit(f *flow) time.Duration {
 		return l.config.ConnectTimeout
 	case shaking:
 		return l.config.HandshakeTimeout
+	case warming:
+		return l.config.ConnectTimeout
+	case warm:
+		return warmLife
 	}
 	if f.ways[client].ended || f.ways[upstream].ended {
 		return l.config.HalfCloseTimeout
@@ -135,6 +143,10 @@ func (l *loop) handle(f *flow, s side, events uint32) {
 	switch {
 	case f.stage == relaying:
 		l.carry(f, s, broken)
+	case f.stage == warming:
+		l.warmed(f, events)
+	case f.stage == warm:
+		l.spoiled(f, events)
 	case s == client && broken:
 		// Nobody waits for the connection or the handshake any more. A FIN does
 		// not say that: the client may have sent all it had to say.

@@ -29,11 +29,27 @@ type stub struct {
 	hop    relay.Hop
 	refuse error
 	closed func(relay.Outcome)
+
+	connected func(netip.AddrPort, time.Duration)
+	retry     func(relay.End, error) (relay.Hop, bool)
 }
 
 func (s *stub) Peek(flight []byte, last bool) bool { return s.peek != nil && s.peek(flight, last) }
 func (s *stub) Route() (relay.Hop, error)          { return s.hop, s.refuse }
-func (s *stub) Closed(outcome relay.Outcome)       { s.closed(outcome) }
+func (s *stub) Connected(address netip.AddrPort, took time.Duration) {
+	if s.connected != nil {
+		s.connected(address, took)
+	}
+}
+
+func (s *stub) Retry(how relay.End, err error) (relay.Hop, bool) {
+	if s.retry == nil {
+		return relay.Hop{}, false
+	}
+	return s.retry(how, err)
+}
+
+func (s *stub) Closed(outcome relay.Outcome) { s.closed(outcome) }
 
 // connect is a handshake of one question and one answer that ends in an empty line.
 type connect struct{ answer []byte }

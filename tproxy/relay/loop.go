@@ -38,6 +38,7 @@ type loop struct {
 	flows     slab
 	wheel     wheel
 	pipes     pipes
+	warm      warmth
 	ready     []token       // ways that have used up their turn, in the order of the next
 	drainEnd  time.Duration // when the flows that are left are reset; never before the stop
 
@@ -98,6 +99,7 @@ func (l *loop) run() error {
 	for {
 		if l.engine.stopping.Load() && l.drainEnd == never {
 			l.acceptLast()
+			l.cool()
 			l.drainEnd = l.now + l.config.DrainTimeout
 		}
 		if l.now >= l.next() {
@@ -107,6 +109,7 @@ func (l *loop) run() error {
 			return nil
 		}
 		if err := l.wait(); err != nil {
+			l.cool()
 			l.flows.each(func(f *flow) { l.finish(f, Stopped, err) })
 			return fmt.Errorf("relay: %w", err)
 		}

@@ -13,10 +13,10 @@ import (
 // opening is what a flow needs until its relay starts. What was peeked waits as
 // the pending bytes of the client's way.
 type opening struct {
-	addrs     []netip.AddrPort // still to be tried
-	handshake Handshake
-	connected func(netip.AddrPort)
-	unsent    []byte // of the handshake, not yet taken by the next hop's socket
+	hop    Hop
+	addrs  []netip.AddrPort // of the hop, still to be tried
+	unsent []byte           // of the handshake, not yet taken by the next hop's socket
+	warm   bool             // the connection was opened ahead, and nothing has come on it yet
 }
 
 // open starts a flow whose client's socket is set.
@@ -64,6 +64,11 @@ func (l *loop) route(f *flow) {
 		l.finish(f, RouteFailed, err)
 		return
 	}
+	l.head(f, hop)
+}
+
+// head sets out for a hop.
+func (l *loop) head(f *flow, hop Hop) {
 	if hop.Detach != nil {
 		socket, flight := f.ends[client].socket, f.ways[client].held
 		// It cannot fail for a socket that is registered (epoll_ctl(2)).
@@ -72,8 +77,28 @@ func (l *loop) route(f *flow) {
 		hop.Detach(socket, flight)
 		return
 	}
-	f.opening = &opening{addrs: hop.Addrs, handshake: hop.Handshake, connected: hop.Connected}
+	f.opening = &opening{hop: hop, addrs: hop.Addrs}
+	if hop.Warm && len(hop.Addrs) > 0 && l.config.MaxWarm > 0 {
+		if l.takeWarm(f) {
+			return
+		}
+	}
 	l.dial(f, errors.New("the hop has no address"))
+}
+
+// retry asks the session for another way when a hop has failed, before any of the
+// client's bytes has left.
+func (l *loop) retry(f *flow, how End, err error) {
+	hop, again := f.session.Retry(how, err)
+	if !again {
+		l.finish(f, how, err)
+		return
+	}
+	if socket := f.ends[upstream].socket; socket != none {
+		shut(socket)
+	}
+	f.ends[upstream] = end{socket: none}
+	l.head(f, hop)
 }
 
 // dial starts a connection to the next address of the hop. cause is why the flow
@@ -83,7 +108,7 @@ func (l *loop) dial(f *flow, cause error) {
 		next := f.opening.addrs[0]
 		f.opening.addrs = f.opening.addrs[1:]
 		f.address = netip.AddrPortFrom(next.Addr().Unmap(), next.Port())
-		socket, err := l.connectTo(f.address, f.opening.handshake != nil)
+		socket, err := l.connectTo(f.address, f.opening.hop.Source, f.opening.hop.Handshake != nil)
 		if err == nil {
 			if err = l.watch(socket, f.token(upstream), edges); err == nil {
 				f.ends[upstream] = end{socket: socket}
@@ -94,7 +119,7 @@ func (l *loop) dial(f *flow, cause error) {
 		}
 		cause = fmt.Errorf("connect to %s: %w", f.address, err)
 	}
-	l.finish(f, ConnectFailed, cause)
+	l.retry(f, ConnectFailed, cause)
 }
 
 // redial gives up an address.
@@ -113,16 +138,23 @@ func (l *loop) connected(f *flow, events uint32) {
 	case events&unix.EPOLLOUT == 0:
 		return
 	}
-	if f.opening.connected != nil {
-		f.opening.connected(f.address)
+	address, took, warm := f.address, l.now-f.since, f.opening.hop.Warm
+	f.session.Connected(address, took)
+	l.greet(f)
+	if warm {
+		l.measured(address, took)
 	}
-	if f.opening.handshake == nil {
+}
+
+// greet starts the handshake on a connection that stands.
+func (l *loop) greet(f *flow) {
+	if f.opening.hop.Handshake == nil {
 		l.relay(f)
-	} else {
-		f.opening.unsent = f.opening.handshake.Hello()
-		l.enter(f, shaking)
-		l.shake(f)
+		return
 	}
+	f.opening.unsent = f.opening.hop.Handshake.Hello()
+	l.enter(f, shaking)
+	l.shake(f)
 }
 
 // shake drives the handshake as far as it goes now. The next hop is not read while
@@ -148,7 +180,8 @@ func (l *loop) shake(f *flow) {
 			l.refuse(f, err)
 			return
 		}
-		out, rest, done, err := opening.handshake.Feed(l.buffer[:n])
+		opening.warm = false
+		out, rest, done, err := opening.hop.Handshake.Feed(l.buffer[:n])
 		if err != nil {
 			l.refuse(f, err)
 			return
@@ -179,9 +212,17 @@ func (l *loop) tell(to *end, o *opening) error {
 	return err
 }
 
-// refuse ends a flow whose handshake failed.
+// refuse gives up a handshake that failed. A connection that was opened ahead may have
+// been closed meanwhile, which says nothing about the hop: it is dialled then.
 func (l *loop) refuse(f *flow, err error) {
-	l.finish(f, HandshakeFailed, fmt.Errorf("handshake with %s: %w", f.address, err))
+	if f.opening.warm && !errors.Is(err, os.ErrDeadlineExceeded) {
+		shut(f.ends[upstream].socket)
+		f.ends[upstream] = end{socket: none}
+		f.opening.warm = false
+		l.dial(f, err)
+		return
+	}
+	l.retry(f, HandshakeFailed, fmt.Errorf("handshake with %s: %w", f.address, err))
 }
 
 // expire is the visit of the wheel: it ends what has taken too long.
@@ -208,5 +249,7 @@ func (l *loop) expire(f *flow) {
 			how = HalfClosed
 		}
 		l.finish(f, how, fmt.Errorf("%s: nothing moved for %s", how, limit))
+	case warming, warm:
+		l.discard(f)
 	}
 }

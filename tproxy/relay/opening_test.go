@@ -268,18 +268,26 @@ func TestConnect(t *testing.T) {
 func TestSource(t *testing.T) {
 	p := listenPeer(t)
 	sources := []string{"192.0.2.1", "127.0.0.77"}
-	g := start(t, 1, relay.Config{Source: func(to netip.Addr) (source netip.Addr) {
-		source, sources = netip.MustParseAddr(sources[0]), append(sources[1:], sources[0])
-		return source
-	}}, func() *stub {
-		return &stub{hop: relay.Hop{Addrs: []netip.AddrPort{p.address, p.address}}}
+	g := start(t, 1, relay.Config{}, func() *stub {
+		return &stub{hop: relay.Hop{
+			Addrs: []netip.AddrPort{p.address, p.address},
+			Source: func(netip.Addr) (source netip.Addr) {
+				source, sources = netip.MustParseAddr(sources[0]), append(sources[1:], sources[0])
+				return source
+			},
+		}}
 	})
 	conn := g.dial(t)
 	if from := p.next(t).RemoteAddr().(*net.TCPAddr).IP.String(); from != "127.0.0.77" {
 		t.Errorf("the connection comes from %s", from)
 	}
 	reset(t, conn)
-	alone := start(t, 1, relay.Config{Source: func(netip.Addr) netip.Addr { return netip.MustParseAddr("192.0.2.1") }}, p.to)
+	alone := start(t, 1, relay.Config{}, func() *stub {
+		return &stub{hop: relay.Hop{
+			Addrs:  []netip.AddrPort{p.address},
+			Source: func(netip.Addr) netip.Addr { return netip.MustParseAddr("192.0.2.1") },
+		}}
+	})
 	alone.expectRefused(t)
 	if outcome := alone.outcome(t); !errors.Is(outcome.Err, unix.EADDRNOTAVAIL) {
 		t.Errorf("%+v", outcome)

@@ -78,6 +78,38 @@ func (d *Dialer) Tunnel(ctx context.Context, proxy *Proxy, target Target) (conn 
 	return conn, rest, nil
 }
 
+// TunnelVia is Tunnel through the first of several proxies that can be connected to; via is
+// the one that opened the tunnel, or that the error is of. direct is where the direct way
+// leads, if that is among them; if it is not valid that is the target itself, looked up.
+func (d *Dialer) TunnelVia(ctx context.Context, proxies []*Proxy, target Target, direct netip.AddrPort) (conn *net.TCPConn, rest []byte, via *Proxy, err error) {
+	err = ErrAllDown
+	for _, via = range proxies {
+		if via.Direct() {
+			conn, err = d.straight(ctx, target, direct)
+		} else {
+			conn, rest, err = d.Tunnel(ctx, via, target)
+		}
+		if err == nil || ctx.Err() != nil || !Elsewhere(err) {
+			break
+		}
+	}
+	return conn, rest, via, err
+}
+
+// straight connects to direct, or to the target.
+func (d *Dialer) straight(ctx context.Context, target Target, direct netip.AddrPort) (conn *net.TCPConn, err error) {
+	if direct.IsValid() {
+		return d.Direct(ctx, direct)
+	}
+	addresses, err := d.Lookup(ctx, target.Host)
+	for _, address := range addresses {
+		if conn, err = d.Direct(ctx, netip.AddrPortFrom(address, target.Port)); err == nil {
+			break
+		}
+	}
+	return conn, err
+}
+
 // Known returns the addresses at which to reach the proxy, in the order in which to
 // try them (not to be changed), if they are known without a look-up: ok is false where Tunnel would ask
 // the name service. It is for a caller that connects by itself and must not wait.
@@ -92,20 +124,39 @@ func (d *Dialer) Known(proxy *Proxy) (addresses []netip.AddrPort, ok bool) {
 	return addresses, ok
 }
 
+// NetworkChanged tells that names may have other addresses now. It is safe for concurrent
+// use.
+func (d *Dialer) NetworkChanged() { d.names.forget() }
+
 // Worked takes note that an address of the proxy was connected to after one that
 // Known had named before it had failed: it goes first from now on.
 func (d *Dialer) Worked(proxy *Proxy, address netip.Addr) {
 	d.names.worked(proxy.host, address)
 }
 
-// connect dials the addresses of a proxy, one after the other.
+// connect connects to a proxy, and takes note of how that went. The error is a
+// *ConnectError.
 func (d *Dialer) connect(ctx context.Context, proxy *Proxy) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.ConnectTimeout)
+	limited, cancel := context.WithTimeout(ctx, d.ConnectTimeout)
 	defer cancel()
-	addresses, err := d.resolve(ctx, proxy.host)
+	addresses, err := d.resolve(limited, proxy.host)
 	if err != nil {
-		return nil, err
+		return nil, &ConnectError{err}
 	}
+	start := time.Now()
+	conn, err := d.dialAny(limited, proxy, addresses)
+	switch {
+	case err == nil:
+		proxy.Connected(time.Since(start))
+		return conn, nil
+	case ctx.Err() == nil: // it was not the caller who gave up
+		proxy.Failed(err)
+	}
+	return nil, &ConnectError{err}
+}
+
+// dialAny dials the addresses of a proxy, one after the other.
+func (d *Dialer) dialAny(ctx context.Context, proxy *Proxy, addresses []netip.Addr) (*net.TCPConn, error) {
 	var failure error
 	for i, address := range addresses {
 		conn, err := d.dialShare(ctx, netip.AddrPortFrom(address, proxy.port), len(addresses)-i)
@@ -236,6 +287,12 @@ func (d *Dialer) shake(ctx context.Context, conn *net.TCPConn, proxy *Proxy, tar
 	interrupted := !stop()
 	// The handshake has settled the lease if the proxy answered at all.
 	lease.Settle(err)
+	switch {
+	case err == nil || !lost(err) && !errors.Is(err, os.ErrDeadlineExceeded):
+		proxy.Answered()
+	case ctx.Err() == nil:
+		proxy.Unanswered()
+	}
 	switch {
 	case !interrupted || err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
 		return rest, err

@@ -353,8 +353,12 @@ type session struct {
 	outcome chan relay.Outcome
 }
 
-func (*session) Peek([]byte, bool) bool         { return false }
-func (s *session) Route() (relay.Hop, error)    { return s.hop, nil }
+func (*session) Peek([]byte, bool) bool                  { return false }
+func (s *session) Route() (relay.Hop, error)             { return s.hop, nil }
+func (*session) Connected(netip.AddrPort, time.Duration) {}
+
+func (*session) Retry(relay.End, error) (relay.Hop, bool) { return relay.Hop{}, false }
+
 func (s *session) Closed(outcome relay.Outcome) { s.outcome <- outcome }
 
 func startEngine(t testing.TB) *engine {

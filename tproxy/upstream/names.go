@@ -81,6 +81,15 @@ func (n *names) fresh(host string) (addresses []netip.Addr, ok bool) {
 	return entry.addresses, ok
 }
 
+// forget has every name looked up again before it is used next.
+func (n *names) forget() {
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	for _, entry := range n.known {
+		entry.until = time.Time{}
+	}
+}
+
 // entry returns what is known of host. It is called under the mutex.
 func (n *names) entry(host string) *name {
 	entry := n.known[host]

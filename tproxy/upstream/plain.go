@@ -15,7 +15,7 @@ func (p *Proxy) PlainHTTP() bool { return p.protocol == protocolHTTP }
 // Anonymous returns the proxy without its credential, for clients that have to bring
 // their own.
 func (p *Proxy) Anonymous() *Proxy {
-	return &Proxy{protocol: p.protocol, host: p.host, port: p.port, url: p.url, literal: p.literal}
+	return &Proxy{protocol: p.protocol, host: p.host, port: p.port, url: p.url, literal: p.literal, health: p.health}
 }
 
 // Authorization returns the value of the Proxy-Authorization field that a request

@@ -59,6 +59,7 @@ type Proxy struct {
 	port       uint16
 	credential *credential // nil: none
 	demand     demand      // SOCKS5: whether the proxy asks for the credential
+	health     *health
 
 	// Made once, because every flow asks for them.
 	url     string
@@ -67,6 +68,9 @@ type Proxy struct {
 
 // Host returns the proxy's DNS name or IP literal, the latter without brackets.
 func (p *Proxy) Host() string { return p.host }
+
+// Direct reports whether this stands for the way without a proxy.
+func (p *Proxy) Direct() bool { return p.protocol == protocolDirect }
 
 // Port returns the proxy's TCP port.
 func (p *Proxy) Port() uint16 { return p.port }

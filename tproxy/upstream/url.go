@@ -15,6 +15,7 @@ type protocol string
 const (
 	protocolHTTP   protocol = "http"
 	protocolSOCKS5 protocol = "socks5"
+	protocolDirect protocol = "direct" // no proxy at all
 )
 
 // defaultPort is taken when a proxy's URL has none. For HTTP it is Squid's, which
@@ -44,8 +45,10 @@ func protocolOf(scheme string) (protocol, error) {
 		return protocolHTTP, nil
 	case "socks5", "socks5h":
 		return protocolSOCKS5, nil
+	case "direct":
+		return protocolDirect, nil
 	}
-	return "", fmt.Errorf("scheme %q is not supported: use http://host:port or socks5://host:port", scheme)
+	return "", fmt.Errorf("scheme %q is not supported: use http://host:port, socks5://host:port or direct://", scheme)
 }
 
 // maxURL bounds a proxy's URL in bytes; a user name, a password and a host of the
@@ -55,7 +58,7 @@ const maxURL = 4096
 // Parse reads a proxy's URL: http://[user:password@]host[:port], or the same
 // without the scheme, as curl takes it, for an HTTP proxy; the scheme socks5, or
 // socks5h with the same meaning, for a SOCKS5 proxy. Without a port it is 3128, or
-// 1080.
+// 1080. direct:// stands for the way without a proxy.
 //
 // User name and password are percent-decoded, and what RFC 3986 section 3.2.1 does
 // not allow there unencoded is refused, because a raw / # ? or @ in a password
@@ -76,6 +79,29 @@ func Parse(raw string) (*Proxy, error) {
 	return proxy, nil
 }
 
+// ParseList reads the URLs of proxies, separated by commas. A credential that several of
+// them share is one account, which is tried by one of them at a time (Join).
+func ParseList(raw string) ([]*Proxy, error) {
+	// A comma may stand in a password.
+	if proxy, err := Parse(raw); err == nil || !strings.Contains(raw, ",") {
+		return []*Proxy{proxy}, err
+	}
+	var proxies []*Proxy
+	for part := range strings.SplitSeq(raw, ",") {
+		proxy, err := Parse(strings.TrimSpace(part))
+		if err != nil {
+			return nil, err
+		}
+		for _, other := range proxies {
+			if proxy.Join(other) {
+				return nil, fmt.Errorf("%s: it is there twice: leave one out", redact(part))
+			}
+		}
+		proxies = append(proxies, proxy)
+	}
+	return proxies, nil
+}
+
 // parse is Parse. Its errors must not quote anything that could be part of a
 // password: of a URL that is written wrongly nobody can tell which part is which.
 func parse(raw string) (*Proxy, error) {
@@ -84,7 +110,14 @@ func parse(raw string) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	proxy := &Proxy{protocol: protocol}
+	proxy := &Proxy{protocol: protocol, health: newHealth()}
+	if protocol == protocolDirect {
+		if strings.Trim(rest, "/") != "" {
+			return nil, errors.New("the direct way has no host: use direct:// alone")
+		}
+		proxy.url = "direct://"
+		return proxy, nil
+	}
 	// The last @ is the one before the host, as no host has one; an @ before it is
 	// an unencoded one in the password.
 	if at := strings.LastIndexByte(rest, '@'); at >= 0 {

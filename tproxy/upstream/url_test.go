@@ -106,7 +106,7 @@ func TestParseErrors(t *testing.T) {
 		bracket = "http://[2001:db8::1]:3128"
 	)
 	for _, test := range []struct{ raw, shown, says string }{
-		{"ftp://x", "ftp://x: ", `scheme "ftp" is not supported: use http://host:port or socks5://host:port`},
+		{"ftp://x", "ftp://x: ", `scheme "ftp" is not supported: use http://host:port, socks5://host:port or direct://`},
 		{"https://proxy:443", "https://proxy:443: ", `scheme "https" is not supported`},
 		{"socks4://user:S3cr3t@proxy", "socks4://***@proxy: ", `scheme "socks4" is not supported`},
 		{"socks5://", "socks5://: ", "use socks5://host:port"},
