@@ -12,7 +12,7 @@ END_TO_END := unshare --net env NETNS_SANDBOX=1
 # One static binary; the race detector alone needs cgo.
 export CGO_ENABLED = 0
 
-.PHONY: build demo test test-race test-interop test-hosts test-docker bench bench-engines bench-dns bench-http profile check fuzz clean
+.PHONY: build demo test test-race test-interop test-hosts test-docker bench bench-engines bench-distant bench-dns bench-http profile check fuzz clean
 
 build:
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BINARY) ./cmd/transproxy-tproxy
@@ -56,6 +56,11 @@ bench: build
 bench-engines: build
 	$(GO) build -o bin/bench ./test/bench
 	$(END_TO_END) bin/bench -engines -program $(BINARY) -write docs/FIGURES.md
+
+# The time to the first byte through a distant proxy, with and without connections that
+# are opened ahead.
+bench-distant: build
+	$(GO) run ./test/bench -distant -program $(BINARY) -write docs/FIGURES.md
 
 # What a DNS query costs, against dnsmasq and unbound; installs them when missing.
 bench-dns: build

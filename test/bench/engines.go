@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -55,20 +54,7 @@ func benchEngines(o options) error {
 		fmt.Fprintf(os.Stderr, "round %d: %s\n", round+1, time.Since(start).Round(time.Second))
 	}
 	text := r.engines(o.rounds, size)
-	if _, err := os.Stdout.WriteString(text); err != nil || o.write == "" {
-		return err
-	}
-	document, err := os.ReadFile(o.write)
-	if err != nil {
-		return err
-	}
-	const begin, end = "<!-- begin: written by make bench-engines -->\n", "<!-- end: written by make bench-engines -->\n"
-	before, rest, begins := bytes.Cut(document, []byte(begin))
-	_, after, ends := bytes.Cut(rest, []byte(end))
-	if !begins || !ends {
-		before, after = slices.Concat(document, []byte("\n## The two engines\n\n")), nil
-	}
-	return os.WriteFile(o.write, slices.Concat(before, []byte(begin), []byte(text), []byte(end), after), 0o644)
+	return publish(text, o.write, "make bench-engines", "The two engines")
 }
 
 // engines is the table with the ratios.

@@ -33,11 +33,15 @@ func main() {
 	flag.StringVar(&o.before, "before", "", "an older build of the program, to measure it beside the other")
 	flag.StringVar(&o.loads, "loads", "connections,slow,exchanges,bulk,idle,steady", "which of the loads to run")
 	flag.BoolVar(&o.engines, "engines", false, "measure this program's two engines instead")
+	flag.BoolVar(&o.distant, "distant", false, "measure the time to the first byte through a distant proxy instead")
 	flag.Parse()
 	status, err := netns.Run(func() int {
 		measure := bench
 		if o.engines {
 			measure = benchEngines
+		}
+		if o.distant {
+			measure = benchDistant
 		}
 		if err := measure(o); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
@@ -60,6 +64,7 @@ type options struct {
 	program, before string
 	loads           string
 	engines         bool
+	distant         bool
 }
 
 // runs reports whether a load was asked for.
@@ -172,7 +177,7 @@ func (n *network) run(c contender, dir string, work func(pid int) error) (err er
 	// Code and caches are not what is measured. One after the other: a relay that
 	// keeps its pipes would else have used up what the kernel grants an unprivileged
 	// user (fs.pipe-user-pages-soft), and be measured with the smallest ones.
-	if err := n.paced(200, 2000); err != nil {
+	if err := n.paced(n.lessons, 2000); err != nil {
 		return err
 	}
 	return work(process.Process.Pid)

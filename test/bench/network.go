@@ -29,6 +29,7 @@ const (
 	portSink     = 9003
 	portExchange = 9004
 	portPaced    = 9005
+	portGreeting = 9006
 )
 
 // Sizes of a request and its answer on portExchange.
@@ -47,10 +48,11 @@ const (
 type network struct {
 	client, gateway, server *netns.NS
 	listeners               []net.Listener
+	lessons                 int // connections before anything is measured
 }
 
 func newNetwork() (*network, error) {
-	n := new(network)
+	n := &network{lessons: 200}
 	for _, host := range []**netns.NS{&n.client, &n.gateway, &n.server} {
 		var err error
 		if *host, err = netns.New(); err != nil {
@@ -79,7 +81,7 @@ func newNetwork() (*network, error) {
 			host.Sysctl("net.ipv4.tcp_max_tw_buckets", "500"))
 	}
 	for port, serve := range map[int]func(*net.TCPConn){
-		proxyPort: n.proxy, portEcho: echo, portSource: source, portSink: sink, portExchange: exchange, portPaced: paced,
+		proxyPort: n.proxy, portEcho: echo, portSource: source, portSink: sink, portExchange: exchange, portPaced: paced, portGreeting: greet,
 	} {
 		err = errors.Join(err, n.listen(port, serve))
 	}
@@ -175,6 +177,15 @@ func (n *network) proxy(conn *net.TCPConn) {
 		exchange(conn)
 	case fmt.Sprint(portPaced):
 		paced(conn)
+	case fmt.Sprint(portGreeting):
+		greet(conn)
+	}
+}
+
+// greet says a byte first, as servers of ssh do more, and waits for the end.
+func greet(conn *net.TCPConn) {
+	if _, err := conn.Write([]byte{0}); err == nil {
+		io.Copy(io.Discard, conn)
 	}
 }
 
