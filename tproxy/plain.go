@@ -3,7 +3,6 @@ package tproxy
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync/atomic"
 
@@ -131,9 +130,9 @@ func (s *Server) check(address netip.Addr) error {
 }
 
 // relay carries a tunnel that began as a request.
-func (s *Server) relay(ctx context.Context, client, upstream *net.TCPConn, flight, rest []byte) (sent, received int64, err error) {
+func (s *Server) relay(ctx context.Context, client, next upstream.Conn, flight, rest []byte) (sent, received int64, err error) {
 	t := session{
-		client: client, upstream: upstream,
+		client: client, upstream: next,
 		idle: s.config.IdleTimeout, halfClose: s.config.HalfCloseTimeout,
 	}
 	stop := context.AfterFunc(ctx, func() { t.abort(context.Cause(ctx)) })

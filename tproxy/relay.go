@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/relay"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
 
 // Errors that end a session before both sides closed it.
@@ -22,7 +23,7 @@ var (
 
 // session is the relay between one client and where its flow goes.
 type session struct {
-	client, upstream *net.TCPConn
+	client, upstream upstream.Conn
 	idle, halfClose  time.Duration
 
 	ending  sync.Mutex // one end at a time: a FIN is passed on, or both sides are reset
@@ -39,9 +40,8 @@ type session struct {
 // closed on return. The bytes go by splice(2) and do not enter user space; the pipe
 // for that is taken only while there are some.
 func (s *session) relay(flight, rest []byte) (sent, received int64, err error) {
-	for _, conn := range []*net.TCPConn{s.client, s.upstream} {
-		keepUrgent(conn)
-	}
+	keepUrgent(s.client)
+	keepUrgent(s.upstream)
 	watchdog := s.watch()
 	defer watchdog.Stop()
 
@@ -55,9 +55,9 @@ func (s *session) relay(flight, rest []byte) (sent, received int64, err error) {
 	if s.aborted != nil {
 		return sent, received, s.aborted
 	}
-	// Both sides are at their end: now a close is an orderly one.
-	clearLinger(s.client)
-	clearLinger(s.upstream)
+	// Now a close is an orderly one: what is still unsent is sent, then a FIN.
+	s.client.SetLinger(-1)
+	s.upstream.SetLinger(-1)
 	s.client.Close()
 	s.upstream.Close()
 	return sent, received, nil
@@ -65,7 +65,7 @@ func (s *session) relay(flight, rest []byte) (sent, received int64, err error) {
 
 // carry sends what was read before, copies one direction to its end and passes the
 // FIN on.
-func (s *session) carry(direction string, to, from *net.TCPConn, before []byte, watchdog *time.Timer) (moved int64) {
+func (s *session) carry(direction string, to, from upstream.Conn, before []byte, watchdog *time.Timer) (moved int64) {
 	var err error
 	if len(before) > 0 { // an empty write is a system call, too
 		var n int
@@ -87,13 +87,13 @@ func (s *session) carry(direction string, to, from *net.TCPConn, before []byte, 
 }
 
 // passFIN tells a side that the other will send no more.
-func (s *session) passFIN(to, from *net.TCPConn, watchdog *time.Timer) error {
+func (s *session) passFIN(to, from upstream.Conn, watchdog *time.Timer) error {
 	s.ending.Lock()
 	defer s.ending.Unlock()
 	if s.aborted != nil {
 		return s.aborted // before this side could be told that all is well
 	}
-	if !s.halved && info(from).State == stateClose {
+	if _, reset := upstream.Look(from); reset && !s.halved {
 		// The kernel tells of a reset once. If that was to the write of the other
 		// direction, the read here sees an end that looks like a FIN. Once both
 		// sides have sent one, this state is that of an orderly end.
@@ -136,7 +136,9 @@ func (s *session) watch() *time.Timer {
 	before := int64(-1)
 	timer = time.AfterFunc(s.idle, func() {
 		<-ready
-		moved := progress(s.client) + progress(s.upstream)
+		client, _ := upstream.Look(s.client)
+		moved, _ := upstream.Look(s.upstream)
+		moved += client
 		s.ending.Lock()
 		limit, cause := s.idle, errIdle
 		if s.halved {
@@ -156,41 +158,13 @@ func (s *session) watch() *time.Timer {
 	return timer
 }
 
-// progress is how many bytes conn has received and how many of those it sent
-// were acknowledged; 0 when it is closed.
-func progress(conn *net.TCPConn) int64 {
-	state := info(conn)
-	return int64(state.Bytes_received + state.Bytes_acked)
-}
-
-// stateClose is that of a connection of which nothing is left: TCP_CLOSE of the
-// kernel's include/net/tcp_states.h. After a FIN it is another.
-const stateClose = 7
-
-// info is the kernel's view of a connection (TCP_INFO, tcp(7)); zero when it is
-// closed here.
-func info(conn *net.TCPConn) (state unix.TCPInfo) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return state
-	}
-	raw.Control(func(fd uintptr) {
-		if known, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO); err == nil {
-			state = *known
-		}
-	})
-	return state
-}
-
 // keepUrgent leaves urgent data in the stream (tcp(7)), where it is carried like other.
-func keepUrgent(conn *net.TCPConn) {
-	if raw, err := conn.SyscallConn(); err == nil {
+func keepUrgent(conn net.Conn) {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	if raw, err := tcp.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
 	}
-}
-
-// clearLinger makes the next close an ordinary one: what is still unsent is
-// sent, then a FIN.
-func clearLinger(conn *net.TCPConn) {
-	conn.SetLinger(-1)
 }

@@ -37,12 +37,16 @@ type dialers struct {
 	tunnel *upstream.Dialer
 }
 
-func newDialers(s *settings) dialers {
+func newDialers(s *settings) (dialers, error) {
 	control := markSockets(s.bypassMark())
+	config, err := s.tls.config()
 	return dialers{
 		direct: net.Dialer{Control: control, Timeout: s.connectTimeout},
-		tunnel: &upstream.Dialer{Control: control, Sources: s.sources, ConnectTimeout: s.connectTimeout, HandshakeTimeout: s.replyTimeout},
-	}
+		tunnel: &upstream.Dialer{
+			Control: control, TLS: config, Sources: s.sources,
+			ConnectTimeout: s.connectTimeout, HandshakeTimeout: s.replyTimeout,
+		},
+	}, err
 }
 
 // markSockets is a Control of net.Dialer; nil for no mark.

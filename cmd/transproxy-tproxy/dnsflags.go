@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 
@@ -245,20 +244,9 @@ func setDNSOverTLS(s *settings, value string) error {
 	return nil
 }
 
-func setDNSRoots(s *settings, file string) error {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return fmt.Errorf("%w: name a file with certificates", err)
-	}
-	roots, err := x509.SystemCertPool()
-	if err != nil {
-		roots = x509.NewCertPool()
-	}
-	if !roots.AppendCertsFromPEM(text) {
-		return fmt.Errorf("%s holds no certificate: it has to be in PEM form (-----BEGIN CERTIFICATE-----)", file)
-	}
-	s.dns.roots = roots
-	return nil
+func setDNSRoots(s *settings, file string) (err error) {
+	s.dns.roots, err = readRoots(file)
+	return err
 }
 
 func setFakeRange(s *settings, value string) error {

@@ -20,7 +20,7 @@ func run(s *settings) (err error) {
 	if err := s.resolve(); err != nil {
 		return usageError{err}
 	}
-	if err := errors.Join(s.validateDNS(), s.http.validate(), s.validateEngine()); err != nil {
+	if err := errors.Join(s.validateDNS(), s.http.validate(), s.validateEngine(), s.validateTLS()); err != nil {
 		return usageError{err}
 	}
 	if s.upstream == nil {
@@ -58,7 +58,10 @@ func run(s *settings) (err error) {
 	if err := gateway.clear(plan); err != nil {
 		return err
 	}
-	dial := newDialers(s)
+	dial, err := newDialers(s)
+	if err != nil {
+		return err
+	}
 	gateway.dialers = dial
 	server, err := tproxy.Listen(gateway.tproxy(dial), gateway.policy())
 	if err != nil {

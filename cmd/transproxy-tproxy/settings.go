@@ -22,6 +22,7 @@ import (
 type settings struct {
 	proxies []*upstream.Proxy // of the flag
 	order   upstream.Order
+	tls     tlsSettings
 	warm    int // connections opened ahead
 	noProxy *bypass.List
 
@@ -103,8 +104,9 @@ var groups = []string{groupUpstream, groupCapture, groupDNS, groupHTTP, groupKer
 func options() []option {
 	table := []option{
 		{
-			groupUpstream, "upstream", "URL,...", "", "the proxy: http://[user:password@]host:port or socks5://…; percent-encode special characters;\n" +
-				"of several the next ones stand in for one that is down; direct:// is the way without a proxy\n" +
+			groupUpstream, "upstream", "URL,...", "", "the proxy: http://[user:password@]host:port, https://…, socks5://…; percent-encode\n" +
+				"special characters; of several the next ones stand in for one that is down;\n" +
+				"direct:// is the way without a proxy\n" +
 				"(default: $https_proxy, then $http_proxy; port 80 looks at $http_proxy first)",
 			func(s *settings, v string) (err error) { s.proxies, err = upstream.ParseList(v); return err },
 		},
@@ -217,6 +219,7 @@ func options() []option {
 		{groupAncestor, "http-proxy-listen", "ADDRESS", "", "no effect: one transparent listener serves all ports", setNote("http-proxy-listen")},
 		{groupAncestor, "https-proxy-listen", "ADDRESS", "", "no effect: one transparent listener serves all ports", setNote("https-proxy-listen")},
 	}
+	table = append(table, tlsOptions()...)
 	table = append(table, outputOptions()...)
 	table = append(table, dnsOptions()...)
 	return append(table, httpOptions()...)

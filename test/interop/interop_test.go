@@ -38,6 +38,12 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldWith(t, "")
+}
+
+// newWorldWith is newWorld with more lines of squid's configuration.
+func newWorldWith(t *testing.T, squidConfig string) *world {
+	t.Helper()
 	l, err := lab.Routed()
 	must(t, err)
 	t.Cleanup(func() { l.Close() })
@@ -51,7 +57,7 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(w.origin.Close)
 	must(t, w.direct.Start(l.Router, nil, nil))
 	t.Cleanup(w.direct.Close)
-	w.squid = startSquid(t, l.Proxy, hosts, squidPorts)
+	w.squid = startSquidWith(t, l.Proxy, hosts, squidPorts, squidConfig)
 	return w
 }
 

@@ -21,6 +21,14 @@ import (
 func TestMainJob(t *testing.T) {
 	w := newWorld(t)
 	w.gateway()
+	w.wantMainJob()
+	t.Logf("squid's log:\n%s", w.squid.log(t))
+}
+
+// wantMainJob wants curl and ssh to reach the origins through squid, with the password.
+func (w *world) wantMainJob() {
+	t := w.t
+	t.Helper()
 	for name, address := range hosts {
 		literal := address.String()
 		if address.Is6() {
@@ -50,7 +58,6 @@ func TestMainJob(t *testing.T) {
 	if sources := w.direct.Sources(); len(sources) > 0 {
 		t.Errorf("%v went past squid", sources)
 	}
-	t.Logf("squid's log:\n%s", w.squid.log(t))
 }
 
 // TestBulkIsSpliced moves 1 GiB each way and looks at the

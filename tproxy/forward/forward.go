@@ -81,8 +81,8 @@ type Config struct {
 	// have, as Route does about those that are given as such.
 	Check func(netip.Addr) error
 	// Relay carries a tunnel to its end and closes both connections. flight was read
-	// of the client already, rest of the upstream.
-	Relay func(ctx context.Context, client, upstream *net.TCPConn, flight, rest []byte) (sent, received int64, err error)
+	// of the client already, rest of the next hop.
+	Relay func(ctx context.Context, client, next upstream.Conn, flight, rest []byte) (sent, received int64, err error)
 	// Record receives every request at its end, from many goroutines. It must not
 	// wait for anything slow.
 	Record func(Record)

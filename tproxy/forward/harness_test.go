@@ -138,7 +138,7 @@ func newWorld(t *testing.T, p *peer, user string, change func(*Config)) *world {
 			return way, nil
 		},
 		Check: func(netip.Addr) error { return nil },
-		Relay: func(_ context.Context, client, upstream *net.TCPConn, flight, rest []byte) (sent, received int64, err error) {
+		Relay: func(_ context.Context, client, upstream upstream.Conn, flight, rest []byte) (sent, received int64, err error) {
 			upstream.Write(flight)
 			client.Write(rest)
 			var up sync.WaitGroup

@@ -104,7 +104,7 @@ func (t *Session) keep(h *hop, way Way) {
 }
 
 // dial opens a connection. rest is what it brought already.
-func (t *Session) dial(ctx context.Context, way Way) (conn *net.TCPConn, rest []byte, err error) {
+func (t *Session) dial(ctx context.Context, way Way) (conn upstream.Conn, rest []byte, err error) {
 	dialer := t.server.config.Dialer
 	switch {
 	case way.absolute():
@@ -128,7 +128,7 @@ func (t *Session) dial(ctx context.Context, way Way) (conn *net.TCPConn, rest []
 
 // dialName connects to the first address of a name that answers. Each is checked: a
 // name that anybody can have must not lead to what is the gateway's own.
-func (t *Session) dialName(ctx context.Context, target upstream.Target) (*net.TCPConn, error) {
+func (t *Session) dialName(ctx context.Context, target upstream.Target) (upstream.Conn, error) {
 	addresses, err := t.server.config.Dialer.Lookup(ctx, target.Host)
 	if err != nil {
 		return nil, err

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
 
 const (
@@ -273,17 +272,16 @@ func (t *Session) trouble() error {
 	if !t.running {
 		return nil // it has ended meanwhile
 	}
-	client := info(t.client.conn)
-	var next unix.TCPInfo
+	moved, gone := upstream.Look(t.client.conn)
 	if t.next != nil {
-		next = info(t.next.conn)
+		next, _ := upstream.Look(t.next.conn)
+		moved += next
 	}
-	moved := int64(client.Bytes_received + client.Bytes_acked + next.Bytes_received + next.Bytes_acked)
 	if t.still += t.server.interval(); moved != t.moved {
 		t.moved, t.still = moved, 0
 	}
 	switch {
-	case client.State == stateClose:
+	case gone:
 		return errGone
 	case t.still >= t.server.config.IdleTimeout:
 		return errIdle
@@ -295,25 +293,6 @@ func (t *Session) trouble() error {
 // interval is the time between two looks at an exchange.
 func (s *Server) interval() time.Duration { return min(look, s.config.IdleTimeout) }
 
-// stateClose is that of a connection of which nothing is left: TCP_CLOSE of the
-// kernel's include/net/tcp_states.h.
-const stateClose = 7
-
-// info is the kernel's view of a connection (TCP_INFO, tcp(7)); zero when it is closed
-// here.
-func info(conn *net.TCPConn) (state unix.TCPInfo) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return state
-	}
-	raw.Control(func(fd uintptr) {
-		if known, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO); err == nil {
-			state = *known
-		}
-	})
-	return state
-}
-
 const (
 	// lingerTime is how long a client may take to read a last answer, while what it
 	// still sends is thrown away; nginx's lingering_timeout is 5 s.
@@ -324,7 +303,7 @@ const (
 
 // linger ends a connection whose client may still be sending: a close with unread
 // bytes would be a reset, and that can overtake the answer (RFC 9112 section 9.6).
-func linger(conn *net.TCPConn) {
+func linger(conn upstream.Conn) {
 	conn.SetLinger(-1)
 	conn.CloseWrite()
 	conn.SetReadDeadline(time.Now().Add(lingerTime))

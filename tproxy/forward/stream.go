@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/relay"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
 
 // bufferSize is what is read or gathered at once. Nearly all heads fit, and of those
@@ -27,7 +28,7 @@ func (e sourceError) Unwrap() error { return e.error }
 // stream is the reading side of a connection. Its buffer comes with the first byte
 // and goes with the last, so that one which waits holds none.
 type stream struct {
-	conn    *net.TCPConn
+	conn    upstream.Conn
 	buffers *sync.Pool
 
 	held       *[]byte // what goes back to the pool; nil if buffer is none of its
@@ -106,8 +107,12 @@ func (s *stream) fill() error {
 
 // fillEmpty waits without a buffer, and takes one when there is something to read.
 func (s *stream) fillEmpty() error {
+	tcp, ok := s.conn.(*net.TCPConn)
+	if !ok {
+		return s.fillHeld()
+	}
 	if s.raw == nil {
-		raw, err := s.conn.SyscallConn()
+		raw, err := tcp.SyscallConn()
 		if err != nil {
 			return err
 		}
@@ -117,6 +122,18 @@ func (s *stream) fillEmpty() error {
 		return err
 	}
 	return s.last
+}
+
+// fillHeld waits with a buffer, for a connection whose bytes are not those of its socket.
+func (s *stream) fillHeld() error {
+	s.hold(take(s.buffers))
+	n, err := s.conn.Read(s.buffer)
+	if n > 0 {
+		s.end = n
+		return nil
+	}
+	s.release()
+	return err
 }
 
 // tryRead reads if that does not have to wait.
@@ -208,10 +225,14 @@ func (s *stream) quiet() bool {
 	return peek(s.conn) == unix.EAGAIN
 }
 
-// peek looks whether there is something to read: nil if so, EAGAIN if not, else why
-// there will be nothing.
-func peek(conn *net.TCPConn) error {
-	raw, err := conn.SyscallConn()
+// peek looks whether there is something to read: nil if so, or if that cannot be known
+// without a read; EAGAIN if not, else why there will be nothing.
+func peek(conn upstream.Conn) error {
+	below, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := below.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -231,7 +252,7 @@ func peek(conn *net.TCPConn) error {
 // sink is the writing side of a connection. It gathers what is short, so that a head
 // and the beginning of a body leave together; flush sends it.
 type sink struct {
-	conn    *net.TCPConn
+	conn    upstream.Conn
 	buffers *sync.Pool
 
 	held    *[]byte
@@ -279,9 +300,9 @@ func (s *sink) release() {
 	s.held, s.pending = nil, nil
 }
 
-// readFrom carries at most n bytes from a connection by splice(2), which stops early
-// only at its end.
-func (s *sink) readFrom(from *net.TCPConn, n int64) (moved int64, err error) {
+// readFrom carries at most n bytes from a connection, by splice(2) if it can be, and stops
+// early only at its end.
+func (s *sink) readFrom(from upstream.Conn, n int64) (moved int64, err error) {
 	if err := s.flush(); err != nil {
 		return 0, err
 	}

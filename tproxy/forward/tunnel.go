@@ -3,15 +3,16 @@ package forward
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"time"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
 
 // tunnel carries a CONNECT of an explicit client whose tunnel is the gateway's to
 // open.
 func (x *exchange) tunnel(ctx context.Context) ending {
-	var conn *net.TCPConn
+	var conn upstream.Conn
 	var rest []byte
 	for {
 		var err error
@@ -30,7 +31,7 @@ func (x *exchange) tunnel(ctx context.Context) ending {
 }
 
 // established tells the client that its tunnel is open, and carries it.
-func (x *exchange) established(ctx context.Context, conn *net.TCPConn, rest []byte) ending {
+func (x *exchange) established(ctx context.Context, conn upstream.Conn, rest []byte) ending {
 	x.record.Tunnel = true
 	x.record.Status, x.record.FirstByte = http.StatusOK, time.Since(x.start)
 	if err := x.say([]byte("HTTP/1.1 200 Connection established\r\n\r\n")); err != nil {
@@ -43,7 +44,7 @@ func (x *exchange) established(ctx context.Context, conn *net.TCPConn, rest []by
 }
 
 // relay carries a tunnel to its end.
-func (x *exchange) relay(ctx context.Context, conn *net.TCPConn, rest []byte) ending {
+func (x *exchange) relay(ctx context.Context, conn upstream.Conn, rest []byte) ending {
 	x.unwatch()
 	conn.SetLinger(0)
 	flight := append([]byte(nil), x.client.buffered()...)

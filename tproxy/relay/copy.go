@@ -7,12 +7,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Copy carries what from sends to to, at most limit bytes, by splice(2); fewer without an
-// error are all that came until the end. It is for connections that no engine carries.
-//
-// Package net holds a pipe, of two descriptors, for as long as one of its copies lasts: so
-// each of them is of what has arrived, and none waits for more.
-func Copy(to, from *net.TCPConn, limit int64) (moved int64, err error) {
+// Copy carries what from sends to to, at most limit bytes; fewer without an error are all
+// that came until the end. It is for connections that no engine carries. Between two of TCP
+// the bytes go by splice(2), else through a buffer.
+func Copy(to, from net.Conn, limit int64) (moved int64, err error) {
+	toTCP, ok := to.(*net.TCPConn)
+	fromTCP, both := from.(*net.TCPConn)
+	if ok && both {
+		return spliceAll(toTCP, fromTCP, limit)
+	}
+	buffer := make([]byte, copyBuffer)
+	// Without ReadFrom and WriteTo, which would not use the buffer.
+	return io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{io.LimitReader(from, limit)}, buffer)
+}
+
+// copyBuffer is the most that a record of TLS holds (RFC 8446 section 5.1).
+const copyBuffer = 16 << 10 // bytes
+
+// spliceAll is Copy by splice(2). Package net holds a pipe, of two descriptors, for as long
+// as one of its copies lasts: so each of them is of what has arrived, and none waits for
+// more.
+func spliceAll(to, from *net.TCPConn, limit int64) (moved int64, err error) {
 	raw, err := from.SyscallConn()
 	if err != nil {
 		return 0, err

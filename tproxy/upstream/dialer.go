@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -35,6 +36,9 @@ type Dialer struct {
 	// included: it sets the mark that keeps the gateway from capturing itself. See
 	// net.Dialer. Nil for nothing.
 	Control func(network, address string, c syscall.RawConn) error
+	// TLS is how proxies are talked to whose URL says https; nil for the system's roots and
+	// the proxy's name. What protocols are offered (ALPN) is the Dialer's.
+	TLS *tls.Config
 	// Sources are addresses of this host from which proxies are connected to, in turn;
 	// without one of the proxy's family the kernel chooses. Each more of them adds as
 	// many connections as there are local ports.
@@ -62,7 +66,7 @@ func (d *Dialer) Direct(ctx context.Context, destination netip.AddrPort) (*net.T
 // the connection, which has no deadline any more. A proxy's refusal is a
 // *RefusedError, or ErrCredentialRefused if it was not even asked. When ctx is
 // done, Tunnel returns at once.
-func (d *Dialer) Tunnel(ctx context.Context, proxy *Proxy, target Target) (conn *net.TCPConn, rest []byte, err error) {
+func (d *Dialer) Tunnel(ctx context.Context, proxy *Proxy, target Target) (conn Conn, rest []byte, err error) {
 	if err := target.check(); err != nil {
 		return nil, nil, err
 	}
@@ -81,7 +85,7 @@ func (d *Dialer) Tunnel(ctx context.Context, proxy *Proxy, target Target) (conn 
 // TunnelVia is Tunnel through the first of several proxies that can be connected to; via is
 // the one that opened the tunnel, or that the error is of. direct is where the direct way
 // leads, if that is among them; if it is not valid that is the target itself, looked up.
-func (d *Dialer) TunnelVia(ctx context.Context, proxies []*Proxy, target Target, direct netip.AddrPort) (conn *net.TCPConn, rest []byte, via *Proxy, err error) {
+func (d *Dialer) TunnelVia(ctx context.Context, proxies []*Proxy, target Target, direct netip.AddrPort) (conn Conn, rest []byte, via *Proxy, err error) {
 	err = ErrAllDown
 	for _, via = range proxies {
 		if via.Direct() {
@@ -97,7 +101,7 @@ func (d *Dialer) TunnelVia(ctx context.Context, proxies []*Proxy, target Target,
 }
 
 // straight connects to direct, or to the target.
-func (d *Dialer) straight(ctx context.Context, target Target, direct netip.AddrPort) (conn *net.TCPConn, err error) {
+func (d *Dialer) straight(ctx context.Context, target Target, direct netip.AddrPort) (conn Conn, err error) {
 	if direct.IsValid() {
 		return d.Direct(ctx, direct)
 	}
@@ -112,8 +116,12 @@ func (d *Dialer) straight(ctx context.Context, target Target, direct netip.AddrP
 
 // Known returns the addresses at which to reach the proxy, in the order in which to
 // try them (not to be changed), if they are known without a look-up: ok is false where Tunnel would ask
-// the name service. It is for a caller that connects by itself and must not wait.
+// the name service, or talks TLS. It is for a caller that connects by itself and must not
+// wait.
 func (d *Dialer) Known(proxy *Proxy) (addresses []netip.AddrPort, ok bool) {
+	if proxy.protocol == protocolHTTPS {
+		return nil, false
+	}
 	if proxy.literal != nil {
 		return proxy.literal, true
 	}
@@ -136,7 +144,7 @@ func (d *Dialer) Worked(proxy *Proxy, address netip.Addr) {
 
 // connect connects to a proxy, and takes note of how that went. The error is a
 // *ConnectError.
-func (d *Dialer) connect(ctx context.Context, proxy *Proxy) (*net.TCPConn, error) {
+func (d *Dialer) connect(ctx context.Context, proxy *Proxy) (Conn, error) {
 	limited, cancel := context.WithTimeout(ctx, d.ConnectTimeout)
 	defer cancel()
 	addresses, err := d.resolve(limited, proxy.host)
@@ -144,7 +152,7 @@ func (d *Dialer) connect(ctx context.Context, proxy *Proxy) (*net.TCPConn, error
 		return nil, &ConnectError{err}
 	}
 	start := time.Now()
-	conn, err := d.dialAny(limited, proxy, addresses)
+	conn, err := d.open(limited, proxy, addresses)
 	switch {
 	case err == nil:
 		proxy.Connected(time.Since(start))
@@ -153,6 +161,22 @@ func (d *Dialer) connect(ctx context.Context, proxy *Proxy) (*net.TCPConn, error
 		proxy.Failed(err)
 	}
 	return nil, &ConnectError{err}
+}
+
+// open connects to one of the addresses of a proxy, by TLS if it wants that.
+func (d *Dialer) open(ctx context.Context, proxy *Proxy, addresses []netip.Addr) (Conn, error) {
+	conn, err := d.dialAny(ctx, proxy, addresses)
+	switch {
+	case err != nil:
+		return nil, err
+	case proxy.protocol != protocolHTTPS:
+		return conn, nil
+	}
+	secure, err := d.encrypt(ctx, conn, proxy)
+	if err != nil {
+		return nil, err
+	}
+	return secure, nil
 }
 
 // dialAny dials the addresses of a proxy, one after the other.
@@ -268,7 +292,7 @@ func (d *Dialer) resolver() *net.Resolver {
 }
 
 // shake drives the handshake on a connection to the proxy, under a lease.
-func (d *Dialer) shake(ctx context.Context, conn *net.TCPConn, proxy *Proxy, target Target) (rest []byte, err error) {
+func (d *Dialer) shake(ctx context.Context, conn Conn, proxy *Proxy, target Target) (rest []byte, err error) {
 	limited, cancel := context.WithTimeout(ctx, d.HandshakeTimeout)
 	defer cancel()
 	lease, err := proxy.Acquire(limited)

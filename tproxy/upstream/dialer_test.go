@@ -55,7 +55,7 @@ func TestTunnel(t *testing.T) {
 		if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != "ping" {
 			t.Errorf("answer %q, error %v", answer, err)
 		}
-		wantPlainTCP(t, conn)
+		wantPlainTCP(t, conn.(*net.TCPConn))
 	}
 	if _, asked := p.targets.Load("example.org:443"); !asked {
 		t.Error("the proxy was asked for something else")

@@ -100,7 +100,8 @@ func unreachable(err error) bool {
 			return true
 		}
 	}
-	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || // in a TLS handshake
+		errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // Elsewhere reports whether another proxy may carry a flow that failed here with err: one

@@ -3,14 +3,13 @@ package upstream
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 )
 
 // PlainHTTP reports whether the proxy takes requests in absolute form (RFC 9112
 // section 3.2.2), that is whether it speaks HTTP.
-func (p *Proxy) PlainHTTP() bool { return p.protocol == protocolHTTP }
+func (p *Proxy) PlainHTTP() bool { return p.protocol == protocolHTTP || p.protocol == protocolHTTPS }
 
 // Anonymous returns the proxy without its credential, for clients that have to bring
 // their own.
@@ -54,7 +53,7 @@ func (l *Lease) Judge(status int, reason []byte, challenges [][]byte) error {
 
 // Connect connects to the proxy, whose protocol is the caller's to speak. The caller
 // closes the connection.
-func (d *Dialer) Connect(ctx context.Context, proxy *Proxy) (*net.TCPConn, error) {
+func (d *Dialer) Connect(ctx context.Context, proxy *Proxy) (Conn, error) {
 	conn, err := d.connect(ctx, proxy)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", proxy, err)

@@ -14,6 +14,7 @@ type protocol string
 
 const (
 	protocolHTTP   protocol = "http"
+	protocolHTTPS  protocol = "https" // the same over TLS
 	protocolSOCKS5 protocol = "socks5"
 	protocolDirect protocol = "direct" // no proxy at all
 )
@@ -21,10 +22,14 @@ const (
 // defaultPort is taken when a proxy's URL has none. For HTTP it is Squid's, which
 // has become that of HTTP proxies in general, and neither the port of the scheme
 // (80), on which web servers listen and no forward proxies, nor curl's 1080. That
-// is SOCKS's (RFC 1928 section 3).
+// is SOCKS's (RFC 1928 section 3). For HTTP over TLS there is none but that of the scheme,
+// which curl takes as well.
 func (p protocol) defaultPort() uint16 {
-	if p == protocolSOCKS5 {
+	switch p {
+	case protocolSOCKS5:
 		return 1080
+	case protocolHTTPS:
+		return 443
 	}
 	return 3128
 }
@@ -43,12 +48,14 @@ func protocolOf(scheme string) (protocol, error) {
 	switch strings.ToLower(scheme) {
 	case "", "http":
 		return protocolHTTP, nil
+	case "https":
+		return protocolHTTPS, nil
 	case "socks5", "socks5h":
 		return protocolSOCKS5, nil
 	case "direct":
 		return protocolDirect, nil
 	}
-	return "", fmt.Errorf("scheme %q is not supported: use http://host:port, socks5://host:port or direct://", scheme)
+	return "", fmt.Errorf("scheme %q is not supported: use http://host:port, https://host:port, socks5://host:port or direct://", scheme)
 }
 
 // maxURL bounds a proxy's URL in bytes; a user name, a password and a host of the
@@ -56,9 +63,9 @@ func protocolOf(scheme string) (protocol, error) {
 const maxURL = 4096
 
 // Parse reads a proxy's URL: http://[user:password@]host[:port], or the same
-// without the scheme, as curl takes it, for an HTTP proxy; the scheme socks5, or
-// socks5h with the same meaning, for a SOCKS5 proxy. Without a port it is 3128, or
-// 1080. direct:// stands for the way without a proxy.
+// without the scheme, as curl takes it, for an HTTP proxy; the scheme https for one that is
+// talked to by TLS; the scheme socks5, or socks5h with the same meaning, for a SOCKS5 proxy.
+// Without a port it is 3128, 443 or 1080. direct:// stands for the way without a proxy.
 //
 // User name and password are percent-decoded, and what RFC 3986 section 3.2.1 does
 // not allow there unencoded is refused, because a raw / # ? or @ in a password

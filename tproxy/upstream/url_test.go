@@ -106,8 +106,8 @@ func TestParseErrors(t *testing.T) {
 		bracket = "http://[2001:db8::1]:3128"
 	)
 	for _, test := range []struct{ raw, shown, says string }{
-		{"ftp://x", "ftp://x: ", `scheme "ftp" is not supported: use http://host:port, socks5://host:port or direct://`},
-		{"https://proxy:443", "https://proxy:443: ", `scheme "https" is not supported`},
+		{"ftp://x", "ftp://x: ", `scheme "ftp" is not supported: use http://host:port, https://host:port, socks5://host:port or direct://`},
+		{"quic://proxy:443", "quic://proxy:443: ", `scheme "quic" is not supported`},
 		{"socks4://user:S3cr3t@proxy", "socks4://***@proxy: ", `scheme "socks4" is not supported`},
 		{"socks5://", "socks5://: ", "use socks5://host:port"},
 		{"socks5://:S3cr3t@proxy", "socks5://***@proxy: ", "user name"},
