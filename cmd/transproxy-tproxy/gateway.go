@@ -108,6 +108,9 @@ func (g *gateway) setParameters(p plan) error {
 
 // close undoes open and install.
 func (g *gateway) close() (err error) {
+	if g.dialers.tunnel != nil {
+		g.dialers.tunnel.Close()
+	}
 	if g.netfilter != nil {
 		err = g.netfilter.Close()
 	}

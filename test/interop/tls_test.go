@@ -7,8 +7,13 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/test/lab"
@@ -40,7 +45,13 @@ func TestSquidByTLS(t *testing.T) {
 		"--tcp-proxy-dports", fmt.Sprintf("22,%d,%d", lab.PortSized, lab.PortSource))
 	w.wantMainJob()
 
-	const size = 64 << 20
+	w.wantBulk(64 << 20)
+}
+
+// wantBulk wants so many bytes each way to arrive as they were sent.
+func (w *world) wantBulk(size int64) {
+	t := w.t
+	t.Helper()
 	digest := sha256.New()
 	io.CopyN(digest, lab.Noise(), size)
 	want := hex.EncodeToString(digest.Sum(nil))
@@ -60,4 +71,52 @@ func TestSquidByTLS(t *testing.T) {
 	if n, err := io.Copy(digest, down); err != nil || n != size || hex.EncodeToString(digest.Sum(nil)) != want {
 		t.Errorf("download: %d bytes, %v", n, err)
 	}
+}
+
+// nghttpxPort is where nghttpx speaks HTTP/2.
+const nghttpxPort = 3444
+
+// TestNghttpx: curl, ssh and bytes in bulk through an nghttpx that speaks HTTP/2, in front
+// of squid: the tunnels share a connection.
+func TestNghttpx(t *testing.T) {
+	authority, key := squidCertificate(t)
+	w := newWorld(t)
+	proxy := background(t, w.Proxy, exec.Command("nghttpx", "--http2-proxy", "--conf=/dev/null", "--single-process",
+		fmt.Sprintf("--frontend=%s,%d", lab.Proxy4, nghttpxPort), fmt.Sprintf("--backend=%s,%d", lab.Proxy4, squidPort),
+		"--backend-connections-per-host=100", key, authority))
+	t.Cleanup(func() { proxy.end(syscall.SIGTERM) })
+	address := netip.AddrPortFrom(lab.Proxy4, nghttpxPort)
+	if !within(func() bool { return listens(w.Proxy, address) }) {
+		t.Fatal("nghttpx does not listen")
+	}
+	// It does not pass the end of one direction on to squid, and keeps the other until it
+	// is cut off.
+	g := w.gateway("--upstream", fmt.Sprintf("https://%s@%s", squidUserInfo, address), "--upstream-ca", authority, "--half-close-timeout", "1s",
+		"--tcp-proxy-dports", fmt.Sprintf("22,%d,%d", lab.PortSized, lab.PortSource))
+	w.wantMainJob()
+	w.wantBulk(256 << 20)
+
+	// The tunnels share a connection; requests in absolute form have their own.
+	var conns []net.Conn
+	for range 30 {
+		conns = append(conns, dial(t, w, lab.Origin4, 22))
+	}
+	for _, conn := range conns {
+		if _, err := io.ReadFull(conn, make([]byte, len(lab.Banner))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if connections := established(t, g.command.Process.Pid, address); connections > 2 {
+		t.Errorf("%d connections to nghttpx for 30 tunnels", connections)
+	}
+}
+
+// established counts a process's connections to an address.
+func established(t *testing.T, pid int, to netip.AddrPort) (count int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", pid))
+	must(t, err)
+	bytes := to.Addr().As4()
+	remote := fmt.Sprintf("%02X%02X%02X%02X:%04X 01", bytes[3], bytes[2], bytes[1], bytes[0], to.Port())
+	return strings.Count(string(text), remote)
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // Conn is the connection on which a flow leaves: a *net.TCPConn, which can be spliced, or
-// TLS to a proxy, which cannot.
+// TLS to a proxy or a stream of it, which cannot.
 type Conn interface {
 	net.Conn
 	// CloseWrite ends what this side sends, and leaves what it receives.
@@ -26,6 +26,9 @@ const stateClose = 7
 // received and how many of those it sent were acknowledged, and whether it was reset. Of
 // one that is closed here both are zero.
 func Look(conn net.Conn) (moved int64, reset bool) {
+	if stream, ok := conn.(*stream); ok {
+		return stream.moved.Load(), false
+	}
 	below, ok := conn.(syscall.Conn)
 	if !ok {
 		return 0, false

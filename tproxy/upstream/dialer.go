@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -30,7 +31,8 @@ func KeepAlive() net.KeepAliveConfig {
 
 // Dialer opens the connections on which flows leave. Both times must be positive.
 // It is safe for concurrent use and must not be copied after its first use,
-// because it remembers the addresses of the proxies' names.
+// because it remembers the addresses of the proxies' names, and keeps the connections that
+// several tunnels share, which Close closes.
 type Dialer struct {
 	// Control prepares every socket before it is connected, those of name look-ups
 	// included: it sets the mark that keeps the gateway from capturing itself. See
@@ -50,8 +52,12 @@ type Dialer struct {
 	// for the credential and the proxy's answer, which includes its own dialling.
 	HandshakeTimeout time.Duration
 
-	names names
-	turn  atomic.Uint32 // of Sources
+	names        names
+	mutex        sync.Mutex
+	multiplexers map[*Proxy]*multiplexer
+	closed       bool
+
+	turn atomic.Uint32 // of Sources
 }
 
 // Direct connects to destination. The caller closes the connection.
@@ -70,11 +76,10 @@ func (d *Dialer) Tunnel(ctx context.Context, proxy *Proxy, target Target) (conn 
 	if err := target.check(); err != nil {
 		return nil, nil, err
 	}
-	conn, err = d.connect(ctx, proxy)
-	if err == nil {
-		if rest, err = d.shake(ctx, conn, proxy, target); err != nil {
-			conn.Close()
-		}
+	if proxy.protocol == protocolHTTPS {
+		conn, rest, err = d.tunnelTLS(ctx, proxy, target)
+	} else if conn, err = d.connect(ctx, proxy); err == nil {
+		rest, err = d.shakeOn(ctx, conn, proxy, target)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("tunnel to %s through %s: %w", joinHostPort(target.Host, target.Port), proxy, err)
@@ -132,19 +137,22 @@ func (d *Dialer) Known(proxy *Proxy) (addresses []netip.AddrPort, ok bool) {
 	return addresses, ok
 }
 
-// NetworkChanged tells that names may have other addresses now. It is safe for concurrent
-// use.
-func (d *Dialer) NetworkChanged() { d.names.forget() }
-
 // Worked takes note that an address of the proxy was connected to after one that
 // Known had named before it had failed: it goes first from now on.
 func (d *Dialer) Worked(proxy *Proxy, address netip.Addr) {
 	d.names.worked(proxy.host, address)
 }
 
-// connect connects to a proxy, and takes note of how that went. The error is a
-// *ConnectError.
-func (d *Dialer) connect(ctx context.Context, proxy *Proxy) (Conn, error) {
+// NetworkChanged tells that names may have other addresses now, and that connections which
+// tunnels share may lead nowhere. It is safe for concurrent use.
+func (d *Dialer) NetworkChanged() {
+	d.names.forget()
+	d.each((*multiplexer).clear)
+}
+
+// connect connects to a proxy, and takes note of how that went. Over TLS it offers some
+// protocols to be spoken. The error is a *ConnectError.
+func (d *Dialer) connect(ctx context.Context, proxy *Proxy, offered ...string) (Conn, error) {
 	limited, cancel := context.WithTimeout(ctx, d.ConnectTimeout)
 	defer cancel()
 	addresses, err := d.resolve(limited, proxy.host)
@@ -152,7 +160,7 @@ func (d *Dialer) connect(ctx context.Context, proxy *Proxy) (Conn, error) {
 		return nil, &ConnectError{err}
 	}
 	start := time.Now()
-	conn, err := d.open(limited, proxy, addresses)
+	conn, err := d.open(limited, proxy, addresses, offered)
 	switch {
 	case err == nil:
 		proxy.Connected(time.Since(start))
@@ -164,7 +172,7 @@ func (d *Dialer) connect(ctx context.Context, proxy *Proxy) (Conn, error) {
 }
 
 // open connects to one of the addresses of a proxy, by TLS if it wants that.
-func (d *Dialer) open(ctx context.Context, proxy *Proxy, addresses []netip.Addr) (Conn, error) {
+func (d *Dialer) open(ctx context.Context, proxy *Proxy, addresses []netip.Addr, offered []string) (Conn, error) {
 	conn, err := d.dialAny(ctx, proxy, addresses)
 	switch {
 	case err != nil:
@@ -172,7 +180,7 @@ func (d *Dialer) open(ctx context.Context, proxy *Proxy, addresses []netip.Addr)
 	case proxy.protocol != protocolHTTPS:
 		return conn, nil
 	}
-	secure, err := d.encrypt(ctx, conn, proxy)
+	secure, err := d.encrypt(ctx, conn, proxy, offered)
 	if err != nil {
 		return nil, err
 	}
@@ -289,6 +297,14 @@ func (d *Dialer) resolver() *net.Resolver {
 			return dialer.DialContext(ctx, network, address)
 		},
 	}
+}
+
+// shakeOn is shake on a connection that is closed on failure.
+func (d *Dialer) shakeOn(ctx context.Context, conn Conn, proxy *Proxy, target Target) (rest []byte, err error) {
+	if rest, err = d.shake(ctx, conn, proxy, target); err != nil {
+		conn.Close()
+	}
+	return rest, err
 }
 
 // shake drives the handshake on a connection to the proxy, under a lease.

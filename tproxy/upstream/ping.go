@@ -20,7 +20,7 @@ func (d *Dialer) probe(ctx context.Context, proxy *Proxy, answer bool) (took tim
 		return 0, err
 	}
 	start := time.Now()
-	conn, err := d.open(ctx, proxy, addresses)
+	conn, err := d.open(ctx, proxy, addresses, nil)
 	if err != nil {
 		return 0, err
 	}

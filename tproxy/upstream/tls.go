@@ -62,12 +62,14 @@ func (s *secure) Close() error {
 // SyscallConn is that of the TCP connection below.
 func (s *secure) SyscallConn() (syscall.RawConn, error) { return s.below.SyscallConn() }
 
-// encrypt starts TLS on a connection to a proxy, which is closed on failure.
-func (d *Dialer) encrypt(ctx context.Context, conn *net.TCPConn, proxy *Proxy) (*secure, error) {
+// encrypt starts TLS on a connection to a proxy, which is closed on failure. It offers some
+// protocols to be spoken (ALPN, RFC 7301), none for HTTP/1.1.
+func (d *Dialer) encrypt(ctx context.Context, conn *net.TCPConn, proxy *Proxy, offered []string) (*secure, error) {
 	config := new(tls.Config)
 	if d.TLS != nil {
 		config = d.TLS.Clone()
 	}
+	config.NextProtos = offered
 	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
 	if config.ServerName == "" {
 		config.ServerName = proxy.host
