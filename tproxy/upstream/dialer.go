@@ -299,23 +299,24 @@ func (d *Dialer) resolver() *net.Resolver {
 	}
 }
 
-// shakeOn is shake on a connection that is closed on failure.
+// shakeOn is shake for a tunnel, on a connection that is closed on failure.
 func (d *Dialer) shakeOn(ctx context.Context, conn Conn, proxy *Proxy, target Target) (rest []byte, err error) {
-	if rest, err = d.shake(ctx, conn, proxy, target); err != nil {
+	open := func(lease *Lease) (Handshake, error) { return proxy.Handshake(target, lease) }
+	if rest, err = d.shake(ctx, conn, proxy, open); err != nil {
 		conn.Close()
 	}
 	return rest, err
 }
 
-// shake drives the handshake on a connection to the proxy, under a lease.
-func (d *Dialer) shake(ctx context.Context, conn Conn, proxy *Proxy, target Target) (rest []byte, err error) {
+// shake drives the handshake that open begins on a connection to the proxy, under a lease.
+func (d *Dialer) shake(ctx context.Context, conn Conn, proxy *Proxy, open func(*Lease) (Handshake, error)) (rest []byte, err error) {
 	limited, cancel := context.WithTimeout(ctx, d.HandshakeTimeout)
 	defer cancel()
 	lease, err := proxy.Acquire(limited)
 	if err != nil {
 		return nil, err
 	}
-	handshake, err := proxy.Handshake(target, lease)
+	handshake, err := open(lease)
 	if err != nil {
 		lease.Settle(err)
 		return nil, err

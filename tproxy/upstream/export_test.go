@@ -15,3 +15,14 @@ func (d *Dialer) Know(host string, addresses ...netip.Addr) {
 
 // Resolver is what looks up the proxies' names.
 func (d *Dialer) Resolver() *net.Resolver { return d.resolver() }
+
+// Associating is the Handshake of an association, with what it has come to.
+type Associating struct{ *socks5 }
+
+// NewAssociating begins the handshake of Associate.
+func NewAssociating(p *Proxy, ipv6 bool, lease *Lease) Associating {
+	return Associating{newAssociate(p, ipv6, lease)}
+}
+
+// Relay is where the proxy relays, once the handshake is done.
+func (a Associating) Relay(peer netip.Addr) (netip.AddrPort, error) { return a.relay(peer) }

@@ -16,7 +16,8 @@ const (
 	methodPassword = 0x02 // user name and password (RFC 1929)
 	methodRefused  = 0xff // none of those that were offered
 
-	commandConnect = 1
+	commandConnect   = 1
+	commandAssociate = 3 // for datagrams: see associate.go
 
 	addressIPv4 = 1
 	addressName = 3 // its length in an octet, and no zero at the end
@@ -50,14 +51,16 @@ var errNotSOCKS5 = errors.New("the answer is not SOCKS5: is the address that of 
 // anything grow. Each is judged as soon as the octet that matters is there:
 // proxies that refuse may close before the end of their answer.
 type socks5 struct {
-	target Target
-	demand *demand
-	lease  *Lease // nil: no credential is offered
+	command byte
+	target  Target
+	demand  *demand
+	lease   *Lease // nil: no credential is offered
 
 	stage stage
 	head  [5]byte // the beginning of an answer, up to the length of a name
 	held  int     // of head
 	skip  int     // what is left of the proxy's own address
+	bound []byte  // that address, behind head, and its port; kept for commandAssociate alone
 	out   []byte
 }
 
@@ -68,11 +71,11 @@ const (
 	choosing   stage = iota // the method
 	confirming              // the verdict on the password
 	requesting              // the reply to the request
-	skipping                // the rest of it: the address from which the proxy connects, which is of no use here
+	skipping                // the rest of it: the address from which the proxy connects, of which a tunnel makes no use
 )
 
 func newSOCKS5(p *Proxy, t Target, lease *Lease) *socks5 {
-	return &socks5{target: t, demand: &p.demand, lease: lease}
+	return &socks5{command: commandConnect, target: t, demand: &p.demand, lease: lease}
 }
 
 // Hello returns the methods that the proxy may choose from. The one that sends the
@@ -94,6 +97,9 @@ func (s *socks5) Feed(in []byte) (out, rest []byte, done bool, err error) {
 	for len(in) > 0 {
 		if s.stage == skipping {
 			n := min(s.skip, len(in))
+			if s.command == commandAssociate {
+				s.bound = append(s.bound, in[:n]...)
+			}
 			in = in[n:]
 			if s.skip -= n; s.skip == 0 {
 				return s.out, in, true, nil
@@ -189,12 +195,12 @@ func (s *socks5) confirm(status byte) error {
 	return nil
 }
 
-// request asks for the tunnel (RFC 1928 section 4). Names are left to the proxy.
+// request asks for the tunnel or the association (RFC 1928 section 4). Names are left to the proxy.
 func (s *socks5) request() {
 	const frame = 3 + 2 + 16 + portSize // bytes around a name, or with an address
 	s.stage, s.held = requesting, 0
 	s.out = slices.Grow(s.out, frame+len(s.target.Host))
-	s.out = append(s.out, socks5Version, commandConnect, 0)
+	s.out = append(s.out, socks5Version, s.command, 0)
 	address, err := netip.ParseAddr(s.target.Host)
 	switch address = address.Unmap(); {
 	case err != nil:
@@ -215,7 +221,11 @@ func (s *socks5) request() {
 func (s *socks5) reply() error {
 	const least, withLength = 4, 5
 	if code := s.head[1]; code != replySucceeded {
-		return refusedReply(code)
+		refused := refusedReply(code)
+		if s.command == commandAssociate {
+			refused.adviseAssociate()
+		}
+		return refused
 	}
 	if s.held < least {
 		return nil
@@ -238,7 +248,7 @@ func (s *socks5) reply() error {
 }
 
 // refusedReply is the error of a reply that opens no tunnel, by the RFC's names.
-func refusedReply(code byte) error {
+func refusedReply(code byte) *RefusedError {
 	const forbids = "it forbids this destination or port: have it allowed there, or exempt it from the proxy (no_proxy)"
 	const unreached = "it cannot reach the destination: if others work, look at the destination's name, port and state"
 	const lacks = "it does not do what every SOCKS5 proxy must: is the address that of a SOCKS5 proxy?"
