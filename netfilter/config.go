@@ -22,7 +22,7 @@ type Config struct {
 	Exempt uint32
 
 	// Listen are the transparent listeners, at most one a family, each at an address of this host. A family without one
-	// is not captured.
+	// is not captured. With CapturedUDP there is a UDP socket at each as well.
 	Listen []netip.AddrPort
 	// Steered says that something else assigns the listeners: the rules mark packets only. It is for packets of bridges that
 	// pass the rules as frames (bridge-nf-call-iptables), of which the kernel forgets the listener that tproxy assigns. A
@@ -42,8 +42,8 @@ type Config struct {
 	// Bypass are destinations that are left to the kernel, but for DNS queries that are captured and for Always.
 	Bypass []netip.Prefix
 	// Always are destinations that are captured on every TCP port. UDP to them is refused, so that clients turn to TCP at
-	// once; captured DNS queries are answered like others. It is meant for addresses that only the program can tell the
-	// meaning of.
+	// once, but for CapturedUDP; captured DNS queries are answered like others. It is meant for addresses that only the
+	// program can tell the meaning of.
 	Always []netip.Prefix
 	// Ports are the TCP destination ports that are captured.
 	Ports []PortRange
@@ -51,8 +51,10 @@ type Config struct {
 	DNS DNS
 	// RefusedUDP and DroppedUDP are UDP destination ports of which no packet of Clients passes: it is answered as a host
 	// does where nothing has the port, so that clients turn to TCP at once, or not at all. Bypass exempts from them, and
-	// queries that are captured are none of theirs. All other UDP is left to the kernel.
-	RefusedUDP, DroppedUDP []PortRange
+	// queries that are captured are none of theirs. CapturedUDP are those of which packets go to the listeners, unless they
+	// are among the others. All other UDP is left to the kernel. The sockets from which the captured are answered carry the
+	// mark Exempt.
+	RefusedUDP, DroppedUDP, CapturedUDP []PortRange
 
 	// Router adds what a router does for the flows of Clients that it does not capture: to other networks than theirs they
 	// leave with an address of this host (IPv6 ones only if theirs is a unique local one, RFC 4193), and the segments of
@@ -111,7 +113,7 @@ func (c Config) Validate() error {
 	if err := validateListen("transparent listeners", c.Listen); err != nil {
 		return err
 	}
-	if err := c.DNS.validate(c.Listen); err != nil {
+	if err := c.DNS.validate(c.Listen, c.capturesUDP()); err != nil {
 		return err
 	}
 	for _, name := range slices.Concat(c.Interfaces, c.Uplinks) {
@@ -127,7 +129,7 @@ func (c Config) Validate() error {
 			return fmt.Errorf("%v among the prefixes of clients or destinations: give an address with its prefix length", prefix)
 		}
 	}
-	for _, ports := range slices.Concat(c.Ports, c.RefusedUDP, c.DroppedUDP) {
+	for _, ports := range slices.Concat(c.Ports, c.RefusedUDP, c.DroppedUDP, c.CapturedUDP) {
 		if ports.First > ports.Last {
 			return fmt.Errorf("port range %v runs backwards: give the lower port first", ports)
 		}

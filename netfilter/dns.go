@@ -24,8 +24,9 @@ const dnsPort = 53
 // captured reports whether any query is.
 func (d DNS) captured() bool { return d.UDP || d.TCP }
 
-// validate names the first value that cannot work beside the transparent listeners of other flows.
-func (d DNS) validate(others []netip.AddrPort) error {
+// validate names the first value that cannot work beside the transparent listeners of other flows, which take UDP as well or
+// do not.
+func (d DNS) validate(others []netip.AddrPort, othersUDP bool) error {
 	if !d.captured() {
 		return nil
 	}
@@ -42,7 +43,7 @@ func (d DNS) validate(others []netip.AddrPort) error {
 		case listener.Port() != d.Listen[0].Port():
 			return fmt.Errorf("transparent DNS listeners on %v and %v: they must have the same port, that of --dns-tproxy-listen",
 				d.Listen[0], listener)
-		case d.TCP && listener == other:
+		case (d.TCP || othersUDP) && listener == other:
 			return fmt.Errorf("%v is to be the transparent listener of DNS and of other flows: choose another port with --dns-tproxy-listen", listener)
 		}
 	}
@@ -92,14 +93,27 @@ func dnsRules(c *Config) []rule {
 	return rules
 }
 
-// answersOf makes the answers of the listeners come from the port that was asked; that they come from the address that
+// answersOf makes the answers of the DNS listeners come from the port that was asked; that they come from the address that
 // was asked is the listeners' part. A socket could not have both while another program holds port 53: bind(2) refuses the
 // port then, on any address.
+//
+// Of the answers to captured UDP, queries among it, connection tracking is to know nothing. Else one that comes after it has forgotten the client's
+// packets would begin a connection, of which the client's next packet were the reply: those are not captured.
 func answersOf(c *Config) chain {
-	return chain{name: answersChain, hook: answersHook(), rules: []rule{{
-		"answers over UDP leave from the port that was asked",
-		[]clause{marked(c.Exempt, c.Mask), udpSource(c.DNS.Listen[0].Port()), setUDPSource(dnsPort)},
-	}}}
+	var rules []rule
+	if c.capturesUDP() {
+		rules = append(rules, rule{
+			"answers to captured UDP begin no connection",
+			[]clause{marked(c.Exempt, c.Mask), udp(), ofTransparentSocket(), untracked()},
+		})
+	}
+	if c.DNS.UDP {
+		rules = append(rules, rule{
+			"answers over UDP leave from the port that was asked",
+			[]clause{marked(c.Exempt, c.Mask), udpSource(c.DNS.Listen[0].Port()), setUDPSource(dnsPort)},
+		})
+	}
+	return chain{name: answersChain, hook: answersHook(), rules: rules}
 }
 
 // answersHook lies ahead of connection tracking (NF_IP_PRI_RAW is -300, NF_IP_PRI_CONNTRACK -200 in

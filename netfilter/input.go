@@ -32,7 +32,7 @@ func (c *Config) input() chain {
 		rules = append(rules,
 			rule{"captured, and a transparent socket has it", []clause{is, ofTransparentSocket(), leave()}},
 			rule{"captured, and none has it: no other service may", []clause{is, tcp(), discard()}})
-		if c.DNS.UDP {
+		if c.DNS.UDP || c.capturesUDP() {
 			rules = append(rules, rule{"captured, and none has it: no other service may", []clause{is, udp(), discard()}})
 		}
 	}

@@ -169,7 +169,11 @@ func TestApplyTakesAway(t *testing.T) {
 		tcp.DNS.UDP, tcp.FailClosed = false, true
 		plain := testConfig()
 		plain.FailClosed = true
-		for _, c := range []Config{dns, plain, dns, tcp, dns, testConfig(), dns, plain} {
+		carried := dns
+		carried.CapturedUDP = []PortRange{{443, 443}}
+		refused := dns
+		refused.RefusedUDP = carried.CapturedUDP
+		for _, c := range []Config{dns, plain, dns, tcp, dns, testConfig(), dns, plain, carried, refused, carried, plain, carried, dns} {
 			mustApply(t, h, c)
 			wantIntact(t, h, c)
 			wantOnly(t, captureTable(&c))
@@ -257,6 +261,11 @@ func TestApplyRefusedChangesNothing(t *testing.T) {
 			func(c *Config) { c.DNS = dnsConfig().DNS; c.DNS.Listen[0] = netip.MustParseAddrPort("0.0.0.0:15053") },
 			func(c *Config) { c.DNS = dnsConfig().DNS; c.DNS.Listen = c.Listen },
 			func(c *Config) { c.Ports = []PortRange{{90, 80}} },
+			func(c *Config) { c.CapturedUDP = []PortRange{{90, 80}} },
+			func(c *Config) {
+				c.DNS = dnsConfig().DNS
+				c.DNS.TCP, c.DNS.Listen, c.CapturedUDP = false, c.Listen, c.Ports
+			},
 		} {
 			bad := testConfig()
 			change(&bad)

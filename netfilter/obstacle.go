@@ -92,7 +92,8 @@ var (
 	elsewhere6 = netip.MustParseAddr("2001:db8:ffff::1")
 )
 
-// samples are packets of clients as the rules hand them on: the first of a TCP flow, and a query.
+// samples are packets of clients as the rules hand them on: the first of a TCP flow, a query, and one for each range of captured
+// UDP ports.
 func (c *Config) samples(way Way) []sample {
 	var all []sample
 	for _, f := range families() {
@@ -112,6 +113,11 @@ func (c *Config) samples(way Way) []sample {
 		}
 		if c.DNS.UDP {
 			all = append(all, newSample(f, way.Name, source, unix.IPPROTO_UDP, dnsPort))
+		}
+		for _, ports := range c.CapturedUDP {
+			p := newSample(f, way.Name, source, unix.IPPROTO_UDP, ports.First)
+			p.ports = ports
+			all = append(all, p)
 		}
 	}
 	for i := range all {
@@ -160,7 +166,7 @@ func (c *Config) client(f family, way Way) (netip.Addr, bool) {
 
 // newSample is a packet of a client's to some other network.
 func newSample(f family, incoming string, source netip.Addr, protocol byte, port uint16) sample {
-	p := sample{family: f.number, protocol: protocol, incoming: incoming}
+	p := sample{family: f.number, protocol: protocol, incoming: incoming, ports: PortRange{port, port}}
 	switch f.number {
 	case unix.NFPROTO_IPV4: // RFC 791, section 3.1
 		p.network = append([]byte{4<<4 | 5, 0, 0, 60, 0, 1, 0x40, 0, 64, protocol, 0, 0}, source.AsSlice()...)
@@ -355,7 +361,7 @@ func (t *trial) richRule(way Way) string {
 	if t.packet.family == unix.NFPROTO_IPV6 {
 		f = families()[1]
 	}
-	return f.richRule(way, t.packet.protocol)
+	return f.richRule(way, t.packet.protocol, t.packet.ports)
 }
 
 // RichRules are rules of firewalld's (firewalld.richlanguage(5)) that let pass what c captures of what comes in there.
@@ -367,15 +373,15 @@ func (c Config) RichRules(way Way) []string {
 	return rules
 }
 
-// richRule accepts by the family and protocol alone, because firewalld knows no marks. What clients say to their own network,
-// this host's address there included, is left to the other rules if that network is one alone.
-func (f family) richRule(way Way, protocol byte) string {
+// richRule accepts by the family, the protocol and the ports of UDP, because firewalld knows no marks. What clients say to
+// their own network, this host's address there included, is left to the other rules if that network is one alone.
+func (f family) richRule(way Way, protocol byte, ports PortRange) string {
 	destination, what := "", `protocol value="tcp"`
 	if network := f.only(way.Networks); network.IsValid() {
 		destination = fmt.Sprintf(` destination not address="%s"`, network)
 	}
 	if protocol == unix.IPPROTO_UDP {
-		what = fmt.Sprintf(`port port="%d" protocol="udp"`, dnsPort)
+		what = fmt.Sprintf(`port port="%s" protocol="udp"`, ports)
 	}
 	return fmt.Sprintf(`rule family="%s"%s %s accept`, f.proto, destination, what)
 }

@@ -141,8 +141,13 @@ func (c *Config) ownOverrides() []rule {
 	for _, f := range families() {
 		if _, ok := f.listener(c.Listen); ok {
 			always := f.destinationIn(alwaysSet + f.suffix)
+			if c.capturesUDP() {
+				rules = append(rules, rule{
+					"UDP ports that are captured", []clause{always, udpPortIn(capturedSet), setMark(c.Output.Mark, c.Mask), leave()},
+				})
+			}
 			rules = append(rules,
-				rule{"only TCP can be carried: who is told so turns to it", []clause{always, udp(), unreachable()}},
+				rule{otherUDPComment(c), []clause{always, udp(), unreachable()}},
 				rule{"destinations that are always captured", []clause{always, setMark(c.Output.Mark, c.Mask), leave()}})
 		}
 	}
@@ -174,6 +179,12 @@ func (c *Config) own() chain {
 				"to the transparent listener for " + f.proto,
 				append([]clause{f.is(), tcp()}, c.hand(f, listener, accept())...),
 			})
+			if c.capturesUDP() {
+				rules = append(rules, rule{
+					"to the transparent listener for UDP over " + f.proto,
+					append([]clause{f.is(), udp()}, c.hand(f, listener, accept())...),
+				})
+			}
 		}
 	}
 	return chain{name: ownChain, rules: append(rules,

@@ -288,6 +288,9 @@ func setMark(mark, mask uint32) clause {
 	}}
 }
 
+// untracked keeps connection tracking from looking at a packet.
+func untracked() clause { return clause{"notrack", []expr.Any{&expr.Notrack{}}} }
+
 func accept() clause { return verdict("accept", expr.VerdictAccept, "") }
 
 // discard ends a packet without a word.

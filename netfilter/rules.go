@@ -62,13 +62,13 @@ func captureTable(c *Config) table {
 		chains = append(chains, chain{name: dnsChain, rules: dnsRules(c)})
 	}
 	if len(c.Always) > 0 {
-		chains = append(chains, chain{name: alwaysChain, rules: alwaysRules()})
+		chains = append(chains, chain{name: alwaysChain, rules: alwaysRules(c)})
 	}
 	if c.Output.captured() {
 		chains = append(chains, c.own())
 	}
 	chains = append(chains, chain{name: preroutingChain, hook: preroutingHook(), rules: rules})
-	if c.DNS.UDP {
+	if c.DNS.UDP || c.capturesUDP() {
 		chains = append(chains, answersOf(c))
 	}
 	if c.Output.captured() {
@@ -113,6 +113,11 @@ func judged(c *Config) rule {
 // guardTable refuses to forward flows that are to be captured. While a program lives, its rules come first, so that the
 // guard sees only packets with the mark Exempt and those of flows that it leaves to the kernel itself.
 func guardTable(c *Config) table {
+	if c.capturesUDP() {
+		refused := *c
+		refused.RefusedUDP, refused.CapturedUDP = slices.Concat(c.RefusedUDP, c.CapturedUDP), nil
+		c = &refused
+	}
 	published := chain{name: preroutingChain, hook: guardPreroutingHook(), rules: []rule{
 		incomingRule(c),
 		{"other protocols", []clause{otherProtocol(c), leave()}},
@@ -198,7 +203,10 @@ func familyRules(c *Config) []rule {
 func (c *Config) overrides() bool { return c.DNS.captured() || len(c.Always) > 0 }
 
 // judgesUDP reports whether any UDP but queries is not left to the kernel because of its port.
-func (c *Config) judgesUDP() bool { return len(c.RefusedUDP)+len(c.DroppedUDP) > 0 }
+func (c *Config) judgesUDP() bool { return len(c.RefusedUDP)+len(c.DroppedUDP) > 0 || c.capturesUDP() }
+
+// capturesUDP reports whether any UDP but queries is captured.
+func (c *Config) capturesUDP() bool { return len(c.CapturedUDP) > 0 }
 
 // otherProtocol matches what the rules do not judge.
 func otherProtocol(c *Config) clause {
@@ -301,12 +309,22 @@ func overrideRules(c *Config) []rule {
 }
 
 // alwaysRules decide about the destinations that are always captured.
-func alwaysRules() []rule {
-	return []rule{
-		ownRule(),
-		{"only TCP can be carried: who is told so turns to it", []clause{udp(), unreachable()}},
-		{"whatever port it is", []clause{follow(interceptChain)}},
+func alwaysRules(c *Config) []rule {
+	rules := []rule{ownRule()}
+	if c.capturesUDP() {
+		rules = append(rules, rule{"UDP ports that are captured", []clause{udpPortIn(capturedSet), follow(interceptChain)}})
 	}
+	return append(rules,
+		rule{otherUDPComment(c), []clause{udp(), unreachable()}},
+		rule{"whatever port it is", []clause{follow(interceptChain)}})
+}
+
+// otherUDPComment says why UDP to destinations that are always captured is refused.
+func otherUDPComment(c *Config) string {
+	if c.capturesUDP() {
+		return "no other UDP can be carried: who is told so turns to TCP"
+	}
+	return "only TCP can be carried: who is told so turns to it"
 }
 
 // guardRules refuse what overrideRules capture.
@@ -339,10 +357,19 @@ func interceptRules(c *Config) []rule {
 				"to the transparent listener for " + f.proto,
 				append([]clause{f.is(), tcp()}, c.hand(f, listener, setMark(c.LAN, c.Mask), accept())...),
 			})
+			if c.capturesUDP() {
+				rules = append(rules, rule{
+					"to the transparent listener for UDP over " + f.proto,
+					append([]clause{f.is(), udp()}, c.hand(f, listener, setMark(c.LAN, c.Mask), accept())...),
+				})
+			}
 		}
 	}
 	if c.FailClosed {
 		rules = append(rules, rule{"nobody listens", []clause{tcp(), refuse()}})
+		if c.capturesUDP() {
+			rules = append(rules, rule{"nobody listens", []clause{udp(), prohibit()}})
+		}
 	}
 	return rules
 }

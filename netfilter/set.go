@@ -42,6 +42,7 @@ const (
 	udpPortsSet   = "udp_ports"
 	refusedSet    = "udp_refused"
 	droppedSet    = "udp_dropped"
+	capturedSet   = "udp_captured"
 )
 
 // flowSets are the sets by which both tables tell flows apart. They are always the same, empty or not, so that a change of
@@ -97,11 +98,11 @@ func udpSets(c *Config) []set {
 	if !c.judgesUDP() {
 		return sets
 	}
-	judged := slices.Concat(c.RefusedUDP, c.DroppedUDP)
+	judged := slices.Concat(c.RefusedUDP, c.DroppedUDP, c.CapturedUDP)
 	if c.DNS.UDP {
 		judged = append(judged, PortRange{dnsPort, dnsPort})
 	}
-	return append(sets,
+	sets = append(sets,
 		set{
 			name: udpPortsSet, kind: nftables.TypeInetService, interval: true,
 			comment:  "UDP destination ports that are not left to the kernel",
@@ -117,6 +118,14 @@ func udpSets(c *Config) []set {
 			comment:  "UDP destination ports that are dropped",
 			elements: portElements(c.DroppedUDP),
 		})
+	if c.capturesUDP() {
+		sets = append(sets, set{
+			name: capturedSet, kind: nftables.TypeInetService, interval: true,
+			comment:  "UDP destination ports that are captured",
+			elements: portElements(c.CapturedUDP),
+		})
+	}
+	return sets
 }
 
 // overrideSets are those that both tables have beside the others if c overrides anything.

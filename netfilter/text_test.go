@@ -55,12 +55,19 @@ func textConfigs() map[string]Config {
 	output.RefusedUDP = quic.RefusedUDP
 	output.Output = Output{Mark: 0x02000000, Users: []uint32{1000, 65534}, Groups: []uint32{27}}
 
+	carried := testConfig()
+	carried.CapturedUDP = []PortRange{{443, 443}, {3478, 3497}}
+
+	carriedAll := output
+	carriedAll.DroppedUDP, carriedAll.CapturedUDP = quic.DroppedUDP, carried.CapturedUDP
+	carriedAll.RefusedUDP = []PortRange{{19302, 19302}}
+
 	steered := output
 	steered.Steered = true
 
 	return map[string]Config{
-		"steered": steered,
-		"quic":    quic, "output": output, "router": router,
+		"steered": steered, "carried": carried, "carried-all": carriedAll,
+		"quic": quic, "output": output, "router": router,
 		"plain": plain, "closed": closed, "uplinks": uplinks, "empty": empty,
 		"dns": dns, "dns-udp": udp, "dns-tcp": tcp, "always": always,
 	}

@@ -85,10 +85,11 @@ func (r *ruleset) elements(table *nftables.Table, set string) []nftables.SetElem
 type sample struct {
 	family             byte
 	protocol           byte
-	incoming           string // interface
-	outgoing           string // interface; empty at hooks that know none
-	mark, connection   uint32 // its own mark, and that in connection tracking
-	network, transport []byte // headers
+	incoming           string    // interface
+	outgoing           string    // interface; empty at hooks that know none
+	mark, connection   uint32    // its own mark, and that in connection tracking
+	network, transport []byte    // headers
+	ports              PortRange // those for which its destination port stands
 }
 
 // fate is what becomes of a packet.
