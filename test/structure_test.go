@@ -22,15 +22,16 @@ const module = "github.com/transproxy-tproxy/transproxy-tproxy"
 // numbers, prefixes and functions.
 var mayImport = map[string][]string{
 	"cmd/transproxy-tproxy": {
-		"tproxy", "tproxy/bypass", "tproxy/forward", "tproxy/upstream", "routing", "netfilter", "netfilter/sklookup", "netfilter/firewalld",
+		"tproxy", "tproxy/bypass", "tproxy/forward", "tproxy/udp", "tproxy/upstream", "routing", "netfilter", "netfilter/sklookup", "netfilter/firewalld",
 		"resolver", "resolver/exchange", "resolver/fakeip",
 		"test/lab", "test/netns", // for the demo
 	},
-	"tproxy":              {"tproxy/bypass", "tproxy/forward", "tproxy/sniff", "tproxy/upstream", "tproxy/relay"},
+	"tproxy":              {"tproxy/bypass", "tproxy/forward", "tproxy/sniff", "tproxy/udp", "tproxy/upstream", "tproxy/relay"},
 	"tproxy/bypass":       {},
 	"tproxy/forward":      {"tproxy/relay", "tproxy/sniff", "tproxy/upstream"},
 	"tproxy/relay":        {},
 	"tproxy/sniff":        {},
+	"tproxy/udp":          {"tproxy/upstream"},
 	"tproxy/upstream":     {},
 	"resolver":            {"resolver/cache", "resolver/fakeip"},
 	"resolver/cache":      {},
