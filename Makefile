@@ -85,9 +85,11 @@ profile:
 
 check:
 	$(GO) vet -tags interop,docker ./...
+	cd test/quic && $(GO) vet ./...
 	$(GO) tool -modfile=.tools/go.mod staticcheck -tags interop,docker ./...
 	$(GO) tool -modfile=.tools/go.mod gofumpt -l . | (! read -r line || { echo "gofumpt would change: $$line"; exit 1; })
 	$(GO) mod tidy -diff
+	cd test/quic && $(GO) mod tidy -diff
 	$(GO) mod verify
 
 # Each fuzz target for FUZZTIME.

@@ -88,10 +88,22 @@ func (s *settings) validateEngine() error {
 	return nil
 }
 
-// applyRules makes the capture rules and the engine those of the plan, and reports whether the rules have changed. In
-// between, for a moment, what begins finds no listener; the rules drop it, and the client sends it again. What is there goes
-// on.
+// applyRules makes the capture rules and the engine those of the plan, with what the upstream says about UDP, and reports
+// whether the rules have changed. In between, for a moment, what begins finds no listener; the rules drop it, and the client
+// sends it again. What is there goes on.
 func (g *gateway) applyRules(p *plan) (changed bool, err error) {
+	g.planning.Lock()
+	defer g.planning.Unlock()
+	planned := *p
+	g.planned = &planned
+	return g.fitRules(p)
+}
+
+// fitRules is applyRules under the lock planning.
+func (g *gateway) fitRules(p *plan) (changed bool, err error) {
+	if !g.carried {
+		p.netfilter = withoutUDP(p.netfilter)
+	}
 	if p.engine.lookup {
 		if err := g.steer(p.engine); err != nil {
 			if g.settings.engine == engineLookup {
@@ -145,7 +157,11 @@ func (g *gateway) unsteer() error {
 }
 
 // engineInUse is the name of the one that the kernel has.
-func (g *gateway) engineInUse() string { return engine{lookup: g.steering != nil}.String() }
+func (g *gateway) engineInUse() string {
+	g.planning.Lock()
+	defer g.planning.Unlock()
+	return engine{lookup: g.steering != nil}.String()
+}
 
 // assign gives the listeners to the program, once.
 func (g *gateway) assign() error {
@@ -153,6 +169,9 @@ func (g *gateway) assign() error {
 		return nil
 	}
 	err := g.server.Listeners(func(socket int) error { return g.steering.Assign(socket, false) })
+	if err == nil && g.datagrams != nil {
+		err = g.datagrams.Listeners(func(socket int) error { return g.steering.Assign(socket, false) })
+	}
 	if err == nil && g.names != nil {
 		err = g.names.server.Listeners(func(socket int) error { return g.steering.Assign(socket, true) })
 	}

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/rs/zerolog"
@@ -19,6 +20,7 @@ import (
 	"github.com/transproxy-tproxy/transproxy-tproxy/netfilter/sklookup"
 	"github.com/transproxy-tproxy/transproxy-tproxy/routing"
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/udp"
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
 )
 
@@ -45,6 +47,11 @@ type gateway struct {
 	uncaptured []string            // interfaces that the log has told of
 	uplink     string              // see uplinkOf
 	server     *tproxy.Server
+	datagrams  *udp.Server // nil where no UDP is captured but DNS
+
+	planning sync.Mutex // guards the rules, the engine and what follows
+	planned  *plan      // applied last, with all UDP that is to be captured; nil before and once it stops
+	carried  bool       // the upstream carries UDP, as far as is known
 }
 
 // open takes the lock; no traffic is touched yet.
@@ -134,6 +141,9 @@ func (g *gateway) serve(signals <-chan os.Signal) (failure error) {
 	if g.names != nil {
 		serving = append(serving, start(g.names.server.Serve))
 	}
+	if g.datagrams != nil {
+		serving = append(serving, start(g.datagrams.Serve))
+	}
 	watching := []*part{start(g.watchRouting)}
 	for _, group := range g.settings.groups() {
 		watching = append(watching, start(func(ctx context.Context) error {
@@ -155,6 +165,7 @@ func (g *gateway) serve(signals <-chan os.Signal) (failure error) {
 	for _, watcher := range watching {
 		failure = errors.Join(failure, watcher.end())
 	}
+	g.keepRules()
 	if g.netfilter != nil {
 		failure = errors.Join(failure, g.netfilter.Drain())
 	}
@@ -165,6 +176,11 @@ func (g *gateway) serve(signals <-chan os.Signal) (failure error) {
 	stopped := g.log.Info()
 	if g.names != nil {
 		stopped.Interface("dns_answers", g.names.server.Stats().Results)
+	}
+	if g.datagrams != nil {
+		udp := g.datagrams.Stats()
+		stopped.Int64("udp_sessions", udp.Opened).Int64("udp_sent", udp.Sent).Int64("udp_received", udp.Received).
+			Interface("udp_dropped", udp.Dropped)
 	}
 	stopped.
 		Int64("flows", stats.Accepted).
@@ -228,6 +244,9 @@ func (p *part) end() error {
 func (g *gateway) reload() {
 	for _, proxy := range g.settings.upstreams() {
 		proxy.Reset()
+	}
+	if g.datagrams != nil {
+		g.datagrams.Retry()
 	}
 	if err := g.access.reopen(); err != nil {
 		g.log.Error().Err(err).Msg("reloaded: a refused credential is tried again; the access log stays as it was")
@@ -311,6 +330,9 @@ func (g *gateway) networkChanged() {
 	g.server.NetworkChanged()
 	for _, group := range g.settings.groups() {
 		group.NetworkChanged()
+	}
+	if g.datagrams != nil {
+		g.datagrams.Retry()
 	}
 }
 

@@ -15,7 +15,7 @@ func guard(s *settings) error {
 	if err := s.resolve(); err != nil {
 		return usageError{err}
 	}
-	if err := s.validateDNS(); err != nil {
+	if err := errors.Join(s.validateDNS(), s.validateUDP()); err != nil {
 		return usageError{err}
 	}
 	switch {

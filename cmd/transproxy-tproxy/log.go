@@ -14,6 +14,7 @@ import (
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy"
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/forward"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/udp"
 )
 
 const (
@@ -190,6 +191,36 @@ func (l *accessLog) request(r forward.Record) {
 		end = r.Err.Error()
 	}
 	line.Str("end", end).Msg("request")
+}
+
+// datagrams queues the line of one UDP session.
+func (l *accessLog) datagrams(r udp.Record) {
+	l.mutex.RLock()
+	defer l.mutex.RUnlock()
+	if l.sink == nil {
+		return
+	}
+	line := l.logger.Log().
+		Stringer("client", r.Client).
+		Stringer("destination", r.Destination).
+		Int("destinations", r.Destinations).
+		Stringer("way", r.Way).
+		Int64("sent", r.Sent).
+		Int64("received", r.Received).
+		Int64("sent_datagrams", r.SentDatagrams).
+		Int64("received_datagrams", r.ReceivedDatagrams).
+		Dur("duration_ms", r.Duration)
+	if r.Name != "" {
+		line = line.Str("name", r.Name).Str("name_from", r.NameFrom)
+	}
+	if r.Upstream != "" {
+		line = line.Str("upstream", r.Upstream)
+	}
+	end := "idle"
+	if r.Err != nil {
+		end = r.Err.Error()
+	}
+	line.Str("end", end).Msg("udp")
 }
 
 // flow queues the line of one tunnel.

@@ -118,12 +118,11 @@ func (s *settings) newPlan(f families, r roles, host routing.Host) (plan, error)
 		Bypass:     slices.Concat(s.noProxy.Prefixes(), hosts(s.upstreamAddresses())),
 		Ports:      slices.Concat(s.ports, s.http.ports),
 		Router:     s.router,
-		RefusedUDP: s.udp.refused,
-		DroppedUDP: s.udp.dropped,
 		FailClosed: s.failClosed,
 
 		GuardClients: s.clients,
 	}
+	p.netfilter.RefusedUDP, p.netfilter.DroppedUDP, p.netfilter.CapturedUDP = s.udpPorts()
 	if s.output.on {
 		p.netfilter.Output = netfilter.Output{
 			Mark: m.local, Users: s.output.users, Groups: s.output.groups, Cgroups: s.output.cgroups,
@@ -235,6 +234,10 @@ type capacity struct {
 	queries int // DNS questions being asked, of a socket each; 0 without DNS
 
 	connections int // of DNS over TCP, of each listener
+
+	// Of UDP that the upstream carries: clients' ports, of two descriptors each, and sockets from which replies leave. 0
+	// without any.
+	sessions, replies int
 }
 
 // queryLimit bounds the DNS questions that are being asked at once: at 100 ms each,
@@ -248,20 +251,28 @@ const (
 	dnsListeners    = 4
 )
 
-func newCapacity(descriptors int, dns bool) capacity {
+// sessionLimit bounds the clients' ports whose UDP is carried: as many as one address of
+// this host has ports towards a relay.
+const sessionLimit = 1 << 16
+
+func newCapacity(descriptors int, dns, udp bool) capacity {
 	// At a low limit, an eighth for pipes is a flow in four with a pipe each way.
 	c := capacity{pipes: min(pipeLimit, descriptors/8/2)}
 	if dns {
 		c.queries = max(1, min(queryLimit, descriptors/8))
 		c.connections = max(1, min(connectionLimit, descriptors/64))
 	}
-	c.flows = max(1, (descriptors-descriptorsReserved-2*c.pipes-c.queries-dnsListeners*c.connections)/2)
+	if udp {
+		c.sessions = max(1, min(sessionLimit, descriptors/16))
+		c.replies = c.sessions
+	}
+	c.flows = max(1, (descriptors-descriptorsReserved-2*c.pipes-c.queries-dnsListeners*c.connections-2*c.sessions-c.replies)/2)
 	return c
 }
 
 // raiseFileLimit raises the limit of open files to what the administrator allows,
 // and returns what fits under it.
-func raiseFileLimit(dns bool) (capacity, error) {
+func raiseFileLimit(dns, udp bool) (capacity, error) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return capacity{}, fmt.Errorf("read the limit of open files: %w", err)
@@ -270,5 +281,5 @@ func raiseFileLimit(dns bool) (capacity, error) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return capacity{}, fmt.Errorf("raise the limit of open files to %d: %w", limit.Max, err)
 	}
-	return newCapacity(int(min(limit.Cur, 1<<30)), dns), nil
+	return newCapacity(int(min(limit.Cur, 1<<30)), dns, udp), nil
 }

@@ -20,7 +20,7 @@ func run(s *settings) (err error) {
 	if err := s.resolve(); err != nil {
 		return usageError{err}
 	}
-	if err := errors.Join(s.validateDNS(), s.http.validate(), s.validateEngine(), s.validateTLS()); err != nil {
+	if err := errors.Join(s.validateDNS(), s.http.validate(), s.validateEngine(), s.validateTLS(), s.validateUDP()); err != nil {
 		return usageError{err}
 	}
 	if s.upstream == nil {
@@ -68,13 +68,19 @@ func run(s *settings) (err error) {
 		return err
 	}
 	gateway.server = server
+	if gateway.datagrams, err = gateway.openDatagrams(dial); err != nil {
+		server.Close()
+		return err
+	}
 	if gateway.names, err = gateway.openNames(dial); err != nil {
 		server.Close()
+		gateway.closeDatagrams()
 		return err
 	}
 	defer func() { err = errors.Join(err, gateway.names.close()) }()
 	if err := gateway.install(&plan); err != nil {
 		server.Close()
+		gateway.closeDatagrams()
 		gateway.names.stop()
 		return err
 	}
@@ -90,10 +96,12 @@ const garbagePercent = 50
 // newGateway looks at the host and works out what the settings mean on it. Nothing
 // is changed but the limit of open files.
 func newGateway(s *settings, log zerolog.Logger, access *accessLog) (*gateway, plan, error) {
-	fits, err := raiseFileLimit(s.dns.enabled())
+	_, _, captured := s.udpPorts()
+	fits, err := raiseFileLimit(s.dns.enabled(), len(captured) > 0 && !s.http.only)
 	if err != nil {
 		return nil, plan{}, err
 	}
+	s.fitSessions(&fits, log)
 	if s.maxConns > fits.flows {
 		log.Warn().Int("max_conns", s.maxConns).Int("possible", fits.flows).Msg("--max-conns is more than the limit of open files allows")
 	}

@@ -138,11 +138,6 @@ func options() []option {
 		{groupCapture, "allow-clients", "PREFIX,...", "", "capture only these sources (default: the networks of the capturing interfaces)", setClients},
 		{groupCapture, "tcp-proxy-dports", "PORTS", "22", "captured TCP ports besides 80 and 443: numbers, ranges (8000-8999) or all", setPorts},
 		{
-			groupCapture, "udp", "PORTS=WHAT,...", "443=reject", "what becomes of captured clients' UDP: reject (ICMP port unreachable: browsers leave\n" +
-				"QUIC for TCP at once), drop, or direct (forwarded as ever); other is the rest",
-			setUDP,
-		},
-		{
 			groupCapture, "gateway", "", "", "be the clients' router as well: forwarding on, redirects off, masquerade and fitting\n" +
 				"segments for what is not captured; all of it undone at the stop",
 			setSwitch(func(s *settings, on bool) { s.router = on }),
@@ -220,6 +215,7 @@ func options() []option {
 		{groupAncestor, "https-proxy-listen", "ADDRESS", "", "no effect: one transparent listener serves all ports", setNote("https-proxy-listen")},
 	}
 	table = append(table, tlsOptions()...)
+	table = append(table, udpOptions()...)
 	table = append(table, outputOptions()...)
 	table = append(table, dnsOptions()...)
 	return append(table, httpOptions()...)

@@ -63,6 +63,11 @@ socks pass {
   command: connect
   log: error connect
 }
+socks pass {
+  from: 0/0 to: 0/0
+  command: udpassociate udpreply
+  log: error connect
+}
 `, lab.Proxy4, lab.SOCKSPort, method),
 	} {
 		must(t, os.WriteFile(filepath.Join(dir, file), []byte(content), 0o600))

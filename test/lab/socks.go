@@ -16,8 +16,8 @@ import (
 // SOCKSPort is where a stand-in SOCKS5 proxy listens (RFC 1928 section 3).
 const SOCKSPort = 1080
 
-// SOCKSProxy is a stand-in SOCKS5 proxy: CONNECT of RFC 1928, with the user name and
-// password of RFC 1929 if some are set. It records what it saw. Set the fields
+// SOCKSProxy is a stand-in SOCKS5 proxy: CONNECT and UDP ASSOCIATE of RFC 1928, with the
+// user name and password of RFC 1929 if some are set. It records what it saw. Set the fields
 // before Start, or within Change; whoever starts it closes it.
 type SOCKSProxy struct {
 	User, Password string                // no authentication when User is empty
@@ -25,6 +25,8 @@ type SOCKSProxy struct {
 	Ports          []int                 // CONNECT is allowed to these; none means all
 	// Early is sent to the client in the same segment as the reply.
 	Early string
+	// Associate grants UDP ASSOCIATE; without it the proxy does not know the command.
+	Associate bool
 
 	servers servers
 
@@ -34,6 +36,9 @@ type SOCKSProxy struct {
 	accepted int      // right passwords
 	refused  int      // wrong passwords
 	demanded int      // greetings without the password that is wanted
+
+	associations int      // that there are
+	reached      []string // hosts to which datagrams were relayed, each once
 }
 
 // What the stand-in says (RFC 1928 sections 3 and 6, RFC 1929 section 2).
@@ -42,6 +47,7 @@ const (
 	socksPassword      = 2
 	socksNoMethod      = 0xff
 	socksGranted       = 0
+	socksFailure       = 1
 	socksForbidden     = 2
 	socksUnreachable   = 4
 	socksRefused       = 5
@@ -106,9 +112,19 @@ func (p *SOCKSProxy) serve(ns *netns.NS, client *net.TCPConn) {
 		return
 	}
 	p.mutex.Lock()
-	early, ports := p.Early, p.Ports
+	early, ports, associate := p.Early, p.Ports, p.Associate
 	p.mutex.Unlock()
-	target, origin, code := p.connect(ns, client, ports)
+	request, err := read(client, 4)
+	if err != nil {
+		return
+	}
+	if request[1] == socksAssociate && associate && (request[3] == 1 || request[3] == 4) {
+		if _, err := read(client, map[byte]int{1: 4, 4: 16}[request[3]]+2); err == nil {
+			p.associate(ns, client)
+		}
+		return
+	}
+	target, origin, code := p.connect(ns, client, request, ports)
 	// The bound address is a name, of which there is no other proxy that says one.
 	reply := append([]byte{5, code, 0, 3, 9}, "proxy.lab\x00\x00"...)
 	if origin == nil {
@@ -190,14 +206,14 @@ func (p *SOCKSProxy) judge(user, password string) (right bool) {
 	return right
 }
 
-// connect takes a request and opens the way to its target, or says with which
+// connect takes the rest of a request and opens the way to its target, or says with which
 // reply it is refused.
-func (p *SOCKSProxy) connect(ns *netns.NS, client io.Reader, ports []int) (target string, origin *net.TCPConn, code byte) {
-	request, err := read(client, 4)
-	if err != nil || request[0] != 5 || request[1] != 1 {
+func (p *SOCKSProxy) connect(ns *netns.NS, client io.Reader, request []byte, ports []int) (target string, origin *net.TCPConn, code byte) {
+	if request[0] != 5 || request[1] != 1 {
 		return "", nil, socksWrongCommand
 	}
 	var host string
+	var err error
 	switch request[3] {
 	case 1, 4:
 		size := 4
