@@ -22,27 +22,28 @@ const module = "github.com/transproxy-tproxy/transproxy-tproxy"
 // numbers, prefixes and functions.
 var mayImport = map[string][]string{
 	"cmd/transproxy-tproxy": {
-		"tproxy", "tproxy/bypass", "tproxy/forward", "tproxy/udp", "tproxy/upstream", "routing", "netfilter", "netfilter/sklookup", "netfilter/firewalld",
+		"tproxy", "tproxy/bypass", "tproxy/forward", "tproxy/udp", "tproxy/upstream", "tproxy/upstream/auth", "routing", "netfilter", "netfilter/sklookup", "netfilter/firewalld",
 		"resolver", "resolver/exchange", "resolver/fakeip",
 		"test/lab", "test/netns", // for the demo
 	},
-	"tproxy":              {"tproxy/bypass", "tproxy/forward", "tproxy/sniff", "tproxy/udp", "tproxy/upstream", "tproxy/relay"},
-	"tproxy/bypass":       {},
-	"tproxy/forward":      {"tproxy/relay", "tproxy/sniff", "tproxy/upstream"},
-	"tproxy/relay":        {},
-	"tproxy/sniff":        {},
-	"tproxy/udp":          {"tproxy/upstream"},
-	"tproxy/upstream":     {},
-	"resolver":            {"resolver/cache", "resolver/fakeip"},
-	"resolver/cache":      {},
-	"resolver/exchange":   {},
-	"resolver/fakeip":     {},
-	"netfilter":           {},
-	"netfilter/sklookup":  {},
-	"netfilter/firewalld": {},
-	"routing":             {},
-	"test/lab":            {"test/netns"},
-	"test/netns":          {},
+	"tproxy":               {"tproxy/bypass", "tproxy/forward", "tproxy/sniff", "tproxy/udp", "tproxy/upstream", "tproxy/relay"},
+	"tproxy/bypass":        {},
+	"tproxy/forward":       {"tproxy/relay", "tproxy/sniff", "tproxy/upstream"},
+	"tproxy/relay":         {},
+	"tproxy/sniff":         {},
+	"tproxy/udp":           {"tproxy/upstream"},
+	"tproxy/upstream":      {"tproxy/upstream/auth"},
+	"tproxy/upstream/auth": {},
+	"resolver":             {"resolver/cache", "resolver/fakeip"},
+	"resolver/cache":       {},
+	"resolver/exchange":    {},
+	"resolver/fakeip":      {},
+	"netfilter":            {},
+	"netfilter/sklookup":   {},
+	"netfilter/firewalld":  {},
+	"routing":              {},
+	"test/lab":             {"test/netns"},
+	"test/netns":           {},
 }
 
 // onlyIn names the one production package that may import a library, so that
@@ -56,6 +57,7 @@ var onlyIn = map[string]string{
 	"github.com/cilium/ebpf":              "netfilter/sklookup",
 	"github.com/godbus/dbus":              "netfilter/firewalld",
 	"github.com/prometheus/client_golang": "cmd/transproxy-tproxy",
+	"github.com/jcmturner/gokrb5":         "tproxy/upstream/auth",
 }
 
 // topLevel is what may stand at the top of the repository, dot files aside.
