@@ -173,7 +173,7 @@ func TestCutAnswers(t *testing.T) {
 func TestPasswordRefusedOnce(t *testing.T) {
 	w := newWorld(t)
 	w.proxy.Change(func() { w.proxy.Password = "changed" })
-	w.gateway()
+	w.gateway("--upstream-auth", "auto")
 	get := "GET http://origin.test/ HTTP/1.1\nHost: origin.test\n\n"
 	upgrade := "GET / HTTP/1.1\nHost: origin.test\nConnection: Upgrade\nUpgrade: websocket\n\n"
 	for _, request := range []struct {
@@ -197,8 +197,8 @@ func TestPasswordRefusedOnce(t *testing.T) {
 		}
 	}
 	w.wantRefusal(lab.Origin4, 22, time.Second)
-	if refused, demanded := w.proxy.Refused(), w.proxy.Demanded(); refused != 1 || demanded != 0 {
-		t.Errorf("the proxy refused %d requests with and %d without a password, want 1 and 0", refused, demanded)
+	if refused, demanded := w.proxy.Refused(), w.proxy.Demanded(); refused != 1 || demanded != 1 {
+		t.Errorf("the proxy refused %d requests with and %d without a password, want 1 and 1", refused, demanded)
 	}
 }
 

@@ -46,7 +46,9 @@ func (b built) Run() int {
 // which only the arguments speak.
 func program(arguments ...string) *exec.Cmd {
 	command := exec.Command(os.Getenv("TRANSPROXY_TEST_PROGRAM"), arguments...)
-	command.Env = []string{"PATH=" + os.Getenv("PATH")}
+	// Tests look at the bytes on the wire: what the proxy takes is not to be found out first,
+	// but for those that ask for it.
+	command.Env = []string{"PATH=" + os.Getenv("PATH"), "TRANSPROXY_UPSTREAM_AUTH=basic"}
 	// The program must not outlive a test binary that is killed.
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return command

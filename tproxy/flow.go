@@ -28,14 +28,15 @@ type Record struct {
 // flow is one captured connection as the engine's session. Its methods are called
 // on the flow's loop.
 type flow struct {
-	server    *Server
-	sniffer   sniffer           // nil once it has answered, and for ports that are not peeked
-	source    string            // what the sniffer finds
-	plain     bool              // it is one of HTTP/1 requests, each of which is carried for itself
-	proxy     *upstream.Proxy   // nil for the direct way, and before that is decided
-	others    []*upstream.Proxy // to be tried next, should that one fail
-	addresses []netip.AddrPort  // of a proxy that has several, until one is connected to
-	record    Record
+	server     *Server
+	sniffer    sniffer           // nil once it has answered, and for ports that are not peeked
+	source     string            // what the sniffer finds
+	plain      bool              // it is one of HTTP/1 requests, each of which is carried for itself
+	proxy      *upstream.Proxy   // nil for the direct way, and before that is decided
+	others     []*upstream.Proxy // to be tried next, should that one fail
+	addresses  []netip.AddrPort  // of a proxy that has several, until one is connected to
+	reconnects uint8             // how often the proxy was asked again on another connection
+	record     Record
 }
 
 func (s *Server) newFlow(client, destination netip.AddrPort) *flow {
@@ -108,11 +109,16 @@ func (f *flow) direct() (relay.Hop, error) {
 
 // next is the way through the next of the proxies, of which there is one.
 func (f *flow) next() (relay.Hop, error) {
-	s := f.server
 	f.proxy, f.others = f.others[0], f.others[1:]
 	if f.proxy.Direct() {
 		return f.direct()
 	}
+	return f.through()
+}
+
+// through is the way through the proxy that was chosen.
+func (f *flow) through() (relay.Hop, error) {
+	s := f.server
 	f.record.Way, f.record.Upstream = wayUpstream, f.proxy.String()
 	addresses, known := s.config.Dialer.Known(f.proxy)
 	lease, standing := f.proxy.Standing()
@@ -142,12 +148,19 @@ func (f *flow) Connected(address netip.AddrPort, took time.Duration) {
 }
 
 // Retry goes on to the next proxy if the last one could not be connected to, or closed the
-// connection without an answer.
+// connection without an answer. One that asks for authentication is asked again.
 func (f *flow) Retry(how relay.End, err error) (relay.Hop, bool) {
 	if f.proxy == nil {
 		return relay.Hop{}, false
 	}
 	switch {
+	case errors.Is(err, upstream.ErrReconnect):
+		f.proxy.Answered()
+		if f.reconnects++; f.reconnects > upstream.MaxReconnects {
+			return relay.Hop{}, false
+		}
+		hop, err := f.through()
+		return hop, err == nil
 	case how == relay.ConnectFailed:
 		f.proxy.Failed(err)
 	case errors.Is(err, os.ErrDeadlineExceeded):

@@ -95,7 +95,8 @@ func (p *ConnectProxy) serve(ns *netns.NS, client *net.TCPConn) {
 		}
 		if !p.authorised(request) {
 			fmt.Fprint(client, "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"lab\"\r\nContent-Length: 0\r\n\r\n")
-			return
+			io.Copy(io.Discard, request.Body)
+			continue
 		}
 		if request.Method == http.MethodConnect {
 			p.connect(ns, client, reader, request)

@@ -20,15 +20,16 @@ import (
 // exchange is one request and its answer.
 type exchange struct {
 	*Session
-	request  request
-	response response
-	method   string // outlives the buffer that the request is in
-	start    time.Time
-	way      Way
-	hop      *hop
-	lease    *upstream.Lease
-	body     *upload // nil: the request has no body, or that is sent
-	asked    bool    // the request has begun to go out on hop
+	request    request
+	response   response
+	method     string // outlives the buffer that the request is in
+	start      time.Time
+	way        Way
+	hop        *hop
+	lease      *upstream.Lease
+	reconnects int     // because the proxy asked for authentication and closed
+	body       *upload // nil: the request has no body, or that is sent
+	asked      bool    // the request has begun to go out on hop
 	// repeatable says that the request can be sent again: doing it twice does no harm, and
 	// it has no body that would be gone.
 	repeatable bool
@@ -131,7 +132,7 @@ func (x *exchange) forward(ctx context.Context) ending {
 	for {
 		err := x.send(ctx, reuse)
 		if err == nil {
-			err = x.receive()
+			err = x.converse()
 		}
 		if err == nil {
 			return x.deliver(ctx)
@@ -140,6 +141,11 @@ func (x *exchange) forward(ctx context.Context) ending {
 		// request was on its way. That is no failure if nobody can have acted on it.
 		if !x.asked && x.elsewhere(ctx, err) {
 			x.drop(err)
+			continue
+		}
+		if errors.Is(err, upstream.ErrReconnect) && x.reconnects < upstream.MaxReconnects && x.aborted(nil) == nil {
+			x.drop(err)
+			reuse, x.reconnects = false, x.reconnects+1
 			continue
 		}
 		stale := x.asked && x.hop.used && x.response.status == 0
@@ -165,8 +171,8 @@ func (x *exchange) send(ctx context.Context, reuse bool) (err error) {
 	x.hop.bound = x.hop.bound || x.request.authenticates
 	x.use(x.hop)
 	x.record.Reused = x.hop.used
-	if x.way.absolute() && x.who.Kind != Passing {
-		if err := x.acquire(ctx); err != nil {
+	if x.authenticates() {
+		if err := x.logIn(ctx); err != nil {
 			return err
 		}
 	}
@@ -179,18 +185,6 @@ func (x *exchange) send(ctx context.Context, reuse bool) (err error) {
 		return nil
 	}
 	x.record.Sent, err = body.transfer(&x.hop.sink, &x.client, true)
-	return err
-}
-
-// acquire takes the permission to send the credential.
-func (x *exchange) acquire(ctx context.Context) (err error) {
-	var standing bool
-	if x.lease, standing = x.way.Proxy.Standing(); standing {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, x.server.config.HandshakeTimeout)
-	defer cancel()
-	x.lease, err = x.way.Proxy.Acquire(ctx)
 	return err
 }
 
@@ -213,7 +207,7 @@ func (x *exchange) receive() error {
 		if err != nil {
 			return malformed{err}
 		}
-		x.hop.bound = x.hop.bound || x.response.authenticates
+		x.hop.bound = x.hop.bound || x.response.authenticates && !x.isDemand()
 		switch {
 		case x.response.status == http.StatusSwitchingProtocols && !x.request.upgrade:
 			return malformed{errors.New("it switches to a protocol that was not asked for")}
@@ -242,22 +236,6 @@ func (b badBody) Unwrap() error { return b.error }
 type clientError struct{ error }
 
 func (c clientError) Unwrap() error { return c.error }
-
-// judge tells the credential's breaker of the answer.
-func (x *exchange) judge() error {
-	if !x.way.absolute() || x.who.Kind == Passing {
-		return nil
-	}
-	var challenges [][]byte
-	if x.response.status == http.StatusProxyAuthRequired {
-		for _, f := range x.response.fields {
-			if f.is("Proxy-Authenticate") {
-				challenges = append(challenges, f.value)
-			}
-		}
-	}
-	return x.lease.Judge(x.response.status, x.response.reason, challenges)
-}
 
 // deliver passes the final answer on.
 func (x *exchange) deliver(ctx context.Context) ending {
@@ -367,6 +345,8 @@ func (x *exchange) diagnose(err error) problem {
 	var lookup *net.DNSError
 	refused, isRefused := errors.AsType[*upstream.RefusedError](err)
 	switch {
+	case errors.Is(err, errBodySent):
+		return problem{503, "proxy_configuration_error", next + " asked the gateway to authenticate anew", retry, err}
 	case errors.Is(err, upstream.ErrCredentialRefused), isRefused && refused.Code == http.StatusProxyAuthRequired, upstream.Denied(err):
 		return problem{502, "proxy_configuration_error", next + " does not accept the gateway", "The gateway's administrator has to correct its user name and password.", err}
 	case isRefused:

@@ -33,7 +33,7 @@ func FuzzRequest(f *testing.F) {
 		if end == 0 || end > maxHead {
 			return
 		}
-		x := exchange{Session: &Session{server: NewServer(Config{})}}
+		x := exchange{Session: &Session{server: NewServer(Config{})}, hop: new(hop)}
 		if x.request.parse(text[:end]) != nil || x.request.form == authority {
 			return
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream/auth"
 )
 
 // peer is a scripted next hop: on its connections it waits for the requests that a
@@ -120,6 +121,9 @@ func newWorld(t *testing.T, p *peer, user string, change func(*Config)) *world {
 	t.Helper()
 	proxy, err := upstream.Parse("http://" + user + p.address().String())
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := proxy.Login(nil, auth.Basic); err != nil {
 		t.Fatal(err)
 	}
 	w := &world{peer: p, proxy: proxy}

@@ -16,10 +16,11 @@ type hop struct {
 	stream
 	sink   sink
 	key    hopKey
-	bound  bool        // its client has made itself known on it, or has begun to
-	used   bool        // for an earlier request
-	since  time.Time   // the end of that
-	expiry *time.Timer // of one that waits in the pool
+	login  upstream.Requests // to a proxy that takes requests for everybody
+	bound  bool              // its client has made itself known on it, or has begun to
+	used   bool              // for an earlier request
+	since  time.Time         // the end of that
+	expiry *time.Timer       // of one that waits in the pool
 }
 
 // hopKey says which requests may share a connection.

@@ -12,6 +12,7 @@ func (x *exchange) appendRequest(to []byte) []byte {
 	r := &x.request
 	to = append(to, r.method...)
 	to = append(to, ' ')
+	start := len(to)
 	switch {
 	case r.form == authority:
 		to = x.appendAuthority(to)
@@ -24,6 +25,7 @@ func (x *exchange) appendRequest(to []byte) []byte {
 	default:
 		to = appendPath(to, r.path)
 	}
+	end := len(to)
 	to = append(to, " HTTP/1.1\r\nHost: "...)
 	if !x.way.absolute() && r.form == origin && len(r.authority) > 0 {
 		to = append(to, r.authority...) // the server knows what it is called
@@ -35,7 +37,7 @@ func (x *exchange) appendRequest(to []byte) []byte {
 		return f.is("Host") || f.is("Max-Forwards") || f.is("Via") && x.server.config.Via ||
 			f.is("X-Forwarded-For") && x.server.config.ForwardedFor
 	})
-	return append(x.appendOwn(to), "\r\n"...)
+	return append(x.appendOwn(to, to[start:end]), "\r\n"...)
 }
 
 // appendPath appends path and query; an empty path is "/" (RFC 9112 section 3.2.1).
@@ -62,8 +64,9 @@ func (x *exchange) appendAuthority(to []byte) []byte {
 	return to
 }
 
-// appendOwn appends the fields that concern the next hop, or that this one adds.
-func (x *exchange) appendOwn(to []byte) []byte {
+// appendOwn appends the fields that concern the next hop, or that this one adds; target is
+// the request's as it is sent.
+func (x *exchange) appendOwn(to, target []byte) []byte {
 	r := &x.request
 	switch {
 	case r.upgrade:
@@ -82,8 +85,8 @@ func (x *exchange) appendOwn(to []byte) []byte {
 				to = f.append(to)
 			}
 		}
-	} else if authorization := x.lease.Authorization(); authorization != "" {
-		to = appendField(to, "Proxy-Authorization", authorization)
+	} else if x.authenticates() {
+		to = x.appendLogin(to, x.method, target)
 	}
 	if left := find(r.fields, "Max-Forwards"); left != nil {
 		to = appendField(to, "Max-Forwards", x.maxForwards(string(left)))

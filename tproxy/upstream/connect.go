@@ -2,12 +2,12 @@ package upstream
 
 import (
 	"bytes"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strings"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream/auth"
 )
 
 const (
@@ -29,24 +29,38 @@ var (
 	errInterim     = fmt.Errorf("more than %d interim (1xx) answers", maxInterim)
 )
 
-// connect is the Handshake of HTTP CONNECT: one request, one reply.
+// connect is the Handshake of HTTP CONNECT: a request and its reply, and once more where
+// the reply is a 407 (Proxy Authentication Required) that can be answered.
 //
 // The reply is read a line at a time. Only the last, unfinished line is kept from
 // one Feed to the next, so that a reply that arrives whole is not copied.
 type connect struct {
+	proxy     *Proxy
 	authority string
-	lease     *Lease // nil: no credential is sent
+	lease     *Lease        // nil: no credential is sent
+	binding   []byte        // of the connection, if that is one of TLS
+	login     auth.Exchange // under the lease
 
 	line     []byte // the beginning of a line whose end has not arrived
 	withheld bool   // the credential was refused meanwhile: it was not sent
-	received int    // bytes of all heads so far
+	received int    // bytes of the heads since the latest request
 	interim  int    // 1xx replies so far
 	status   int    // 0: the next line is a status line
 	refused  *RefusedError
+	demand   *challenged // of a 407
+	asked    bool        // the request was sent again
+	out      []byte      // the request that is to be sent next
 }
 
-func newConnect(t Target, lease *Lease) *connect {
-	return &connect{authority: t.authority(), lease: lease}
+// challenged is what a 407 says.
+type challenged struct {
+	challenges []auth.Challenge
+	framing    replyFraming
+	again      bool // it is answered by another request, once its body is read
+}
+
+func newConnect(p *Proxy, t Target, lease *Lease) *connect {
+	return &connect{proxy: p, authority: t.authority(), lease: lease}
 }
 
 // Hello returns the request (RFC 9112 section 3.2.3). It has the fields that a
@@ -56,27 +70,36 @@ func (c *connect) Hello() []byte {
 	if c.lease.stale() {
 		c.lease, c.withheld = nil, true
 	}
+	c.login = c.proxy.login(c.lease, c.binding)
+	return c.request()
+}
+
+// request is the CONNECT with what authenticates it now.
+func (c *connect) request() []byte {
 	const version, authorization, end = " HTTP/1.1\r\nHost: ", "\r\nProxy-Authorization: ", "\r\n\r\n"
+	proof := c.login.Authorization(http.MethodConnect, c.authority)
 	size := len("CONNECT ") + 2*len(c.authority) + len(version) + len(end)
-	if c.lease != nil {
-		size += len(authorization) + len(c.lease.credential.basic)
+	if proof != "" {
+		size += len(authorization) + len(proof)
 	}
 	request := make([]byte, 0, size)
 	request = append(request, "CONNECT "...)
 	request = append(request, c.authority...)
 	request = append(request, version...)
 	request = append(request, c.authority...)
-	if c.lease != nil {
+	if proof != "" {
 		request = append(request, authorization...)
-		request = append(request, c.lease.credential.basic...)
+		request = append(request, proof...)
 	}
 	return append(request, end...)
 }
 
 // Feed reads the reply. Any 2xx opens the tunnel, which starts right after the
 // empty line whatever Content-Length or Transfer-Encoding say (RFC 9110 section
-// 9.3.6). Any other final status is a *RefusedError.
+// 9.3.6). Any other final status is a *RefusedError, but for a 407 that can be answered
+// here, or on another connection: that is ErrReconnect.
 func (c *connect) Feed(in []byte) (out, rest []byte, done bool, err error) {
+	c.out = nil
 	rest, done, err = c.take(in)
 	switch {
 	case err != nil && c.withheld && c.status == http.StatusProxyAuthRequired:
@@ -85,15 +108,36 @@ func (c *connect) Feed(in []byte) (out, rest []byte, done bool, err error) {
 		// That is enough, whether the rest of the answer comes or not: the next flow
 		// must not send the same.
 		c.lease.Settle(c.refused)
-	case done || err != nil:
+	case done:
+		c.opened()
+	case err != nil:
 		c.lease.Settle(err)
 	}
-	return nil, rest, done, err
+	return c.out, rest, done, err
+}
+
+// opened settles the lease after a tunnel was opened.
+func (c *connect) opened() {
+	c.login.Accepted()
+	if c.lease != nil && !c.login.Proven() {
+		// It did not look at the credential, which was not sent: whoever waits for
+		// that may go.
+		c.proxy.demand.doubt()
+		c.lease.settle(notJudged)
+		return
+	}
+	c.lease.Settle(nil)
 }
 
 // take reads the lines that are complete and keeps the beginning of the next one.
 func (c *connect) take(in []byte) (rest []byte, done bool, err error) {
 	for len(in) > 0 {
+		if c.demand != nil && c.demand.again {
+			if in, err = c.skip(in); err != nil {
+				return nil, false, err
+			}
+			continue
+		}
 		end := bytes.IndexByte(in, '\n') + 1
 		piece := in
 		if end > 0 {
@@ -131,6 +175,25 @@ func (c *connect) take(in []byte) (rest []byte, done bool, err error) {
 	return nil, false, nil
 }
 
+// skip reads on in the body of a 407, and after its end asks again.
+func (c *connect) skip(in []byte) (rest []byte, err error) {
+	rest, done, err := c.demand.framing.skip(in)
+	if err != nil {
+		return nil, c.reconnect()
+	}
+	if done {
+		c.again()
+	}
+	return rest, nil
+}
+
+// again asks once more on the same connection.
+func (c *connect) again() {
+	c.out = append(c.out, c.request()...)
+	c.asked = true
+	c.status, c.received, c.interim, c.refused, c.demand = 0, 0, 0, nil, nil
+}
+
 // plausible reports whether line, perhaps not whole, begins like a status line of
 // HTTP/1.
 func plausible(line []byte) bool {
@@ -145,12 +208,14 @@ func (c *connect) read(line []byte) (done bool, err error) {
 	case c.status == 0:
 		return false, c.readStatus(line)
 	case len(line) > 0:
-		if c.refused != nil {
-			c.refused.readField(line)
+		if c.demand != nil {
+			c.demand.readField(line)
 		}
 		return false, nil
+	case c.demand != nil:
+		return false, c.answer()
 	case c.refused != nil:
-		c.refused.advice = adviceOnStatus(c.refused, c.lease != nil)
+		c.refused.advice = adviceOnStatus(c.refused.Code)
 		return false, c.refused
 	case c.status >= 200:
 		return true, nil
@@ -178,13 +243,70 @@ func (c *connect) readStatus(line []byte) error {
 	c.status = int(code[0]-'0')*100 + int(code[1]-'0')*10 + int(code[2]-'0')
 	// 101 would change the protocol, which was not asked for: nothing follows it.
 	if c.status >= 300 || c.status == 101 {
-		c.refused = &RefusedError{
-			Code: c.status, Reason: sanitize(reason),
-			Denied: c.status == http.StatusProxyAuthRequired && c.lease != nil,
-		}
+		c.refused = &RefusedError{Code: c.status, Reason: sanitize(reason)}
+	}
+	if c.status == http.StatusProxyAuthRequired {
+		c.demand = &challenged{framing: replyFraming{minor: version[len(version)-1] - '0'}}
+		// With Basic that is a refusal, whether the rest comes or not. Elsewhere the
+		// rest may show that it is none: a stale nonce, NTLM's challenge.
+		c.refused.Denied = c.login.Proven() && c.login.Method() == auth.Basic
 	}
 	return nil
 }
+
+// readField takes note of a header field of a 407.
+func (d *challenged) readField(line []byte) {
+	name, value, found := bytes.Cut(line, []byte{':'})
+	switch {
+	case !found:
+	case bytes.EqualFold(name, []byte("Proxy-Authenticate")):
+		d.challenges = auth.AppendChallenges(d.challenges, value)
+	default:
+		d.framing.readField(name, value)
+	}
+}
+
+// answer goes on after the head of a 407.
+func (c *connect) answer() error {
+	if err := c.proxy.challenged(c.lease, &c.login, c.refused, c.demand.challenges); err != nil {
+		return err
+	}
+	if c.demand.framing.begin() != nil {
+		return c.reconnect()
+	}
+	c.demand.again = true
+	if c.demand.framing.empty() {
+		c.again()
+	}
+	return nil
+}
+
+// ended makes what a connection's end means of the error of a driver.
+func (c *connect) ended(err error) error {
+	switch {
+	case !lost(err):
+		return err
+	case c.demand != nil && !c.demand.again && c.login.Proven():
+		// It began to refuse. That is not to be tried again and again.
+		c.refused.Denied = true
+		c.refused.advice = "and did not say more: look at the user name and the password in " + accountUsage
+		return c.refused
+	case c.demand != nil && c.demand.again, c.asked && c.status == 0 && len(c.line) == 0:
+		return c.reconnect()
+	}
+	return err
+}
+
+// reconnect is the end of a connection on which the proxy takes no other request.
+func (c *connect) reconnect() error {
+	if c.login.Pending() {
+		return errCloses
+	}
+	return ErrReconnect
+}
+
+// errCloses is about a proxy that cannot do what it offers.
+var errCloses = errors.New("the proxy closes the connection in the middle of NTLM, which authenticates a connection: have it keep connections open (keep-alive)")
 
 // maxReason bounds the reason that is kept for logs; the longest that is
 // registered, "Network Authentication Required", has 31.
@@ -201,17 +323,9 @@ func sanitize(reason []byte) string {
 	}, reason)))
 }
 
-// basic is the value of the Proxy-Authorization field (RFC 7617 section 2). The
-// user name and the password go out as the bytes that they are.
-func basic(user, password string) string {
-	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
-}
-
 // adviceOnStatus says what a refusal means and what to do about it.
-func adviceOnStatus(e *RefusedError, authenticated bool) string {
-	switch e.Code {
-	case 407:
-		return adviceOnChallenge(e.Schemes, authenticated)
+func adviceOnStatus(code int) string {
+	switch code {
 	case 400, 405, 501:
 		return "it does not take CONNECT requests like this one: is the address that of an HTTP proxy?"
 	case 401, 403, 451:
@@ -221,89 +335,8 @@ func adviceOnStatus(e *RefusedError, authenticated bool) string {
 	case 429:
 		return "it limits the number of requests: wait, or have the limit raised there"
 	}
-	if 300 <= e.Code && e.Code < 400 {
+	if 300 <= code && code < 400 {
 		return "it redirects, as log-in pages do: log in there, or look at the proxy's address"
 	}
 	return "no tunnel was opened: the proxy's own log tells more"
-}
-
-func adviceOnChallenge(schemes []string, authenticated bool) string {
-	offers := func(scheme string) bool { return strings.EqualFold(scheme, "Basic") }
-	switch {
-	case len(schemes) > 0 && !slices.ContainsFunc(schemes, offers):
-		return fmt.Sprintf("it wants to authenticate by %s, and only Basic is supported: have Basic enabled there", strings.Join(schemes, ", "))
-	case authenticated:
-		return "it refuses the user name or the password: correct them in http://user:password@host:port (special characters percent-encoded)"
-	}
-	return "it wants a user name and a password: give them as http://user:password@host:port (special characters percent-encoded)"
-}
-
-// maxSchemes bounds the schemes that are kept; 13 are registered with IANA, of
-// which a proxy offers up to four.
-const maxSchemes = 8
-
-// maxScheme bounds one of them in bytes; the longest that is registered,
-// "SCRAM-SHA-256", has 13.
-const maxScheme = 32
-
-// readField takes note of a header field if it is a Proxy-Authenticate. It may
-// come several times, and each may hold several challenges.
-func (e *RefusedError) readField(line []byte) {
-	name, value, found := bytes.Cut(line, []byte{':'})
-	if found && bytes.EqualFold(name, []byte("Proxy-Authenticate")) {
-		e.addChallenges(value)
-	}
-}
-
-// addChallenges takes note of the schemes in the value of a Proxy-Authenticate field.
-func (e *RefusedError) addChallenges(value []byte) {
-	for len(value) > 0 {
-		var element []byte
-		element, value = cutElement(value)
-		scheme := challengeScheme(element)
-		known := func(other string) bool { return strings.EqualFold(other, scheme) }
-		if scheme != "" && len(e.Schemes) < maxSchemes && !slices.ContainsFunc(e.Schemes, known) {
-			e.Schemes = append(e.Schemes, scheme)
-		}
-	}
-}
-
-// cutElement splits a comma-separated list after its first element. A comma in a
-// quoted string separates nothing (RFC 9110 sections 5.6.1 and 5.6.4).
-func cutElement(list []byte) (element, rest []byte) {
-	quoted := false
-	for i := 0; i < len(list); i++ {
-		switch {
-		case list[i] == '"':
-			quoted = !quoted
-		case quoted && list[i] == '\\':
-			i++
-		case !quoted && list[i] == ',':
-			return list[:i], list[i+1:]
-		}
-	}
-	return list, nil
-}
-
-// challengeScheme returns the scheme if a list element starts a challenge, or ""
-// if it is a further parameter of the one before (RFC 9110 section 11.3: both
-// lists use the comma; a parameter is a token that an equals sign follows).
-func challengeScheme(element []byte) string {
-	element = bytes.Trim(element, " \t")
-	end := 0
-	for end < len(element) && isToken(element[end]) {
-		end++
-	}
-	after := bytes.TrimLeft(element[end:], " \t")
-	parameter := len(after) > 0 && after[0] == '='
-	glued := len(after) > 0 && len(after) == len(element)-end // to something that is no token
-	if parameter || glued || end > maxScheme {
-		return ""
-	}
-	return string(element[:end])
-}
-
-// isToken reports whether c may stand in a token (RFC 9110 section 5.6.2).
-func isToken(c byte) bool {
-	return isAlphanumeric(c) || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
 }

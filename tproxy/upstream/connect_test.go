@@ -26,7 +26,7 @@ func TestConnectRequest(t *testing.T) {
 		{"proxy", upstream.Target{Host: "2001:db8::1", Port: 80}, "CONNECT [2001:db8::1]:80 HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n"},
 		{"proxy", upstream.Target{Host: "::ffff:192.0.2.1", Port: 80}, "CONNECT 192.0.2.1:80 HTTP/1.1\r\nHost: 192.0.2.1:80\r\n\r\n"},
 	} {
-		proxy, err := upstream.Parse(test.proxy)
+		proxy, err := parseBasic(test.proxy)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,7 +63,7 @@ func connectScripts() []script {
 			legs: answer("HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"a, b\"\r\nContent-Length: 4\r\n\r\nbody"),
 		},
 		{
-			name: "other schemes", refused: 407, reason: "No", schemes: []string{"Negotiate", "NTLM", "Digest"}, says: "by Negotiate, NTLM, Digest, and only Basic",
+			name: "other schemes", refused: 407, reason: "No", schemes: []string{"Negotiate", "NTLM", "Digest"}, says: "by Negotiate, NTLM, Digest, and --upstream-auth basic",
 			legs: answer("HTTP/1.1 407 No\r\nproxy-authenticate: Negotiate\r\nPROXY-AUTHENTICATE:NTLM TlRMTVNTUAAC==, Digest realm=\"\\\", Basic x\", nonce = \"x\",qop=auth\r\nProxy-Authenticate: ntlm\r\n\r\n"),
 		},
 		{

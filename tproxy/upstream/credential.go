@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream/auth"
 )
 
 // ErrCredentialRefused says that a flow was not carried because the proxy has
@@ -40,10 +42,9 @@ const (
 	suspended              // refused after it was accepted
 )
 
-// credential is a proxy's user name and password, and the breaker that guards them.
+// credential is a proxy's account, and the breaker that guards it.
 type credential struct {
-	user, password string
-	basic          string // what HTTP's proxies are sent: value of the Proxy-Authorization field
+	account atomic.Pointer[auth.Account]
 
 	// standing is the lease that all flows share in the accepted state, nil in
 	// every other: the whole check then is this one load.
@@ -58,13 +59,27 @@ type credential struct {
 	retries int       // suspended: how many were refused
 }
 
-func newCredential(user, password string) *credential {
-	return &credential{user: user, password: password, basic: basic(user, password)}
+func newCredential(account *auth.Account) *credential {
+	c := new(credential)
+	c.account.Store(account)
+	return c
 }
 
 // same reports whether both are there and say the same.
 func (c *credential) same(other *credential) bool {
-	return c != nil && other != nil && c.user == other.user && c.password == other.password
+	return c != nil && other != nil && c.account.Load().Same(other.account.Load())
+}
+
+// replace makes it another account, of which nothing is known. What was sent before says
+// nothing about it.
+func (c *credential) replace(account *auth.Account) {
+	if c.account.Load().Same(account) {
+		return
+	}
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	c.account.Store(account)
+	c.enter(untried)
 }
 
 // grant is the end of waiting in line.
@@ -89,7 +104,8 @@ type Lease struct {
 // for the answer to that, at most until ctx is done. It fails with
 // ErrCredentialRefused if nothing may be sent.
 //
-// The lease is nil if the proxy has no credential, or does not ask for it.
+// The lease is nil if the proxy has no credential, or does not ask for it. A Kerberos ticket
+// that is missing or due is fetched here.
 func (p *Proxy) Acquire(ctx context.Context) (*Lease, error) {
 	if p.credential == nil || p.demand.none() {
 		return nil, nil
@@ -100,30 +116,40 @@ func (p *Proxy) Acquire(ctx context.Context) (*Lease, error) {
 		lease.settle(notJudged)
 		return nil, nil
 	}
+	if lease != nil && p.client != nil {
+		if err := p.client.Prepare(ctx); err != nil {
+			lease.Settle(err)
+			return nil, err
+		}
+	}
 	return lease, err
 }
 
 // Standing returns the lease that all flows share while the credential is accepted;
 // nil if the proxy has no credential or does not ask for it. ok is false when
-// Acquire would have to decide or to wait. It is for a caller that must not wait,
-// and costs two atomic loads.
+// Acquire would have to decide or to wait, or as long as it is not known how the proxy
+// authenticates. It is for a caller that must not wait, and costs three atomic loads, unless
+// the method is Negotiate.
 func (p *Proxy) Standing() (lease *Lease, ok bool) {
 	if p.credential == nil || p.demand.none() {
 		return nil, true
 	}
 	lease = p.credential.standing.Load()
-	return lease, lease != nil
+	return lease, lease != nil && (p.client == nil || p.client.Ready())
 }
 
 // Reset forgets that the proxy refused the credential: the next flow tries it as
 // if for the first time. Answers to what was sent before no longer count. A
-// credential that was not refused stays as it is. A SOCKS5 proxy that did not ask
-// for the credential is offered it again.
+// credential that was not refused stays as it is. A proxy that did not ask for the credential
+// is offered it again, and one of HTTP asked anew how it authenticates.
 func (p *Proxy) Reset() {
 	if p.credential == nil {
 		return
 	}
 	p.demand.forget()
+	if p.client != nil {
+		p.client.Forget()
+	}
 	p.credential.mutex.Lock()
 	defer p.credential.mutex.Unlock()
 	if state := p.credential.state; state == refused || state == suspended {
@@ -142,7 +168,7 @@ func (l *Lease) Settle(err error) {
 	switch {
 	case err == nil:
 		l.settle(judgedGood)
-	case answered && answer.Denied:
+	case answered && answer.Denied, errors.Is(err, auth.ErrRefused):
 		l.settle(judgedBad)
 	case answered:
 		l.settle(notJudged)

@@ -24,7 +24,7 @@ var (
 
 func withCredential(t *testing.T) *upstream.Proxy {
 	t.Helper()
-	proxy, err := upstream.Parse("http://user:pass@proxy:3128")
+	proxy, err := parseBasic("http://user:pass@proxy:3128")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func wantWait(t *testing.T, proxy *upstream.Proxy) {
 }
 
 func TestNoCredential(t *testing.T) {
-	proxy, err := upstream.Parse("http://proxy:3128")
+	proxy, err := parseBasic("http://proxy:3128")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,14 +387,14 @@ func try(p *upstream.Proxy) (lease *upstream.Lease, ok bool, err error) {
 }
 
 func TestStandingIsTheLeaseOfAnAcceptedCredential(t *testing.T) {
-	open, err := upstream.Parse("http://proxy.test:3128")
+	open, err := parseBasic("http://proxy.test:3128")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if lease, ok := open.Standing(); lease != nil || !ok {
 		t.Errorf("without a credential: %v, %t", lease, ok)
 	}
-	proxy, err := upstream.Parse("http://user:password@proxy.test:3128")
+	proxy, err := parseBasic("http://user:password@proxy.test:3128")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -419,7 +419,7 @@ func TestStandingIsTheLeaseOfAnAcceptedCredential(t *testing.T) {
 // TestJoin: one account is one credential, at however many proxies.
 func TestJoin(t *testing.T) {
 	parse := func(url string) *upstream.Proxy {
-		proxy, err := upstream.Parse(url)
+		proxy, err := parseBasic(url)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -76,10 +76,15 @@ func (d *Dialer) Tunnel(ctx context.Context, proxy *Proxy, target Target) (conn 
 	if err := target.check(); err != nil {
 		return nil, nil, err
 	}
-	if proxy.protocol == protocolHTTPS {
-		conn, rest, err = d.tunnelTLS(ctx, proxy, target)
-	} else if conn, err = d.connect(ctx, proxy); err == nil {
-		rest, err = d.shakeOn(ctx, conn, proxy, target)
+	for range 1 + MaxReconnects {
+		if proxy.protocol == protocolHTTPS {
+			conn, rest, err = d.tunnelTLS(ctx, proxy, target)
+		} else if conn, err = d.connect(ctx, proxy); err == nil {
+			rest, err = d.shakeOn(ctx, conn, proxy, target)
+		}
+		if !errors.Is(err, ErrReconnect) {
+			break
+		}
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("tunnel to %s through %s: %w", joinHostPort(target.Host, target.Port), proxy, err)
@@ -321,11 +326,18 @@ func (d *Dialer) shake(ctx context.Context, conn Conn, proxy *Proxy, open func(*
 		lease.Settle(err)
 		return nil, err
 	}
+	request, isConnect := handshake.(*connect)
+	if isConnect {
+		request.binding = binding(conn)
+	}
 	// A deadline in the past interrupts the handshake. If it came into play at all,
 	// conn serves nothing else.
 	stop := context.AfterFunc(limited, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	rest, err = Drive(conn, handshake)
 	interrupted := !stop()
+	if isConnect && !interrupted {
+		err = request.ended(err)
+	}
 	// The handshake has settled the lease if the proxy answered at all.
 	lease.Settle(err)
 	switch {

@@ -220,7 +220,7 @@ func TestCancelled(t *testing.T) {
 
 func parse(t *testing.T, raw string) *upstream.Proxy {
 	t.Helper()
-	proxy, err := upstream.Parse(raw)
+	proxy, err := parseBasic(raw)
 	if err != nil {
 		t.Fatal(err)
 	}

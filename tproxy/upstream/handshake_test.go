@@ -133,7 +133,7 @@ func standingOf(t testing.TB, proxy *upstream.Proxy) standing {
 // handshake under that.
 func begin(t testing.TB, url string) (*upstream.Proxy, *upstream.Lease, upstream.Handshake) {
 	t.Helper()
-	proxy, err := upstream.Parse(url)
+	proxy, err := parseBasic(url)
 	if err != nil {
 		t.Fatal(err)
 	}

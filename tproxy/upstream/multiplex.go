@@ -32,14 +32,15 @@ type multiplexer struct {
 	mutex       sync.Mutex
 	connections []*multiplexed
 	dialing     chan struct{} // closed when the connection under way is there, or is not
-	never       bool          // the proxy chose HTTP/1.1
+	never       bool          // the proxy chose HTTP/1.1, or has to be authenticated to by connection
+	single      bool          // the latter: HTTP/2 is not offered
 	closed      bool
 }
 
 // multiplexed is one of them.
 type multiplexed struct {
 	client *http.ClientConn
-	conn   net.Conn
+	conn   Conn
 	idle   *time.Timer
 }
 
@@ -50,7 +51,7 @@ func (m *multiplexer) reserve(ctx context.Context) (*multiplexed, error) {
 	for {
 		m.mutex.Lock()
 		for _, c := range m.connections {
-			if c.client.Reserve() == nil {
+			if !m.single && c.client.Reserve() == nil {
 				m.mutex.Unlock()
 				return c, nil
 			}
@@ -82,6 +83,23 @@ func (m *multiplexer) settle(never bool) {
 		close(m.dialing)
 		m.dialing = nil
 	}
+}
+
+// alone has tunnels go on connections of their own.
+func (m *multiplexer) alone() {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	m.single = true
+}
+
+// offered are the protocols from which the proxy is to choose.
+func (m *multiplexer) offered() []string {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	if m.single {
+		return []string{"http/1.1"}
+	}
+	return []string{"h2", "http/1.1"}
 }
 
 // add makes a connection, on which HTTP/2 was agreed, one of those for all.
@@ -202,7 +220,7 @@ func (m *multiplexer) clear() {
 			c.client.Close()
 		}
 	}
-	m.never = false // it may be another proxy there
+	m.never, m.single = false, false // it may be another proxy there
 }
 
 // close ends all connections, and those that come later.
@@ -271,7 +289,7 @@ func (d *Dialer) tunnelTLS(ctx context.Context, proxy *Proxy, target Target) (co
 				return own, rest, err
 			}
 		}
-		conn, err := d.stream(ctx, c, proxy, target)
+		conn, err := d.stream(ctx, m, c, proxy, target)
 		if err == nil || try == streamTries || ctx.Err() != nil || !crowdedOut(err) {
 			return conn, nil, err
 		}
@@ -289,7 +307,7 @@ func crowdedOut(err error) bool {
 		return reset.Code == http2.ErrCodeRefusedStream || reset.Code == http2.ErrCodeProtocol
 	}
 	_, answered := errors.AsType[*RefusedError](err)
-	return !answered && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ErrCredentialRefused)
+	return !answered && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ErrCredentialRefused) && !errors.Is(err, ErrReconnect)
 }
 
 // newMultiplexed opens a connection: one for all, or if the proxy speaks no HTTP/2 one that is
@@ -297,7 +315,7 @@ func crowdedOut(err error) bool {
 func (d *Dialer) newMultiplexed(ctx context.Context, m *multiplexer, proxy *Proxy) (shared *multiplexed, own Conn, err error) {
 	never := false
 	defer func() { m.settle(never) }()
-	conn, err := d.connect(ctx, proxy, "h2", "http/1.1")
+	conn, err := d.connect(ctx, proxy, m.offered()...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -313,7 +331,7 @@ func (d *Dialer) newMultiplexed(ctx context.Context, m *multiplexer, proxy *Prox
 }
 
 // stream asks for a tunnel on a connection for all, under a lease.
-func (d *Dialer) stream(ctx context.Context, c *multiplexed, proxy *Proxy, target Target) (Conn, error) {
+func (d *Dialer) stream(ctx context.Context, m *multiplexer, c *multiplexed, proxy *Proxy, target Target) (Conn, error) {
 	limited, cancel := context.WithTimeout(ctx, d.HandshakeTimeout)
 	defer cancel()
 	lease, err := proxy.Acquire(limited)
@@ -321,13 +339,10 @@ func (d *Dialer) stream(ctx context.Context, c *multiplexed, proxy *Proxy, targe
 		c.client.Release()
 		return nil, err
 	}
-	s, answer, err := openStream(limited, c.client, c.conn, target.authority(), lease.Authorization())
-	if err == nil && answer != nil {
-		err = proxy.refusal(answer, lease)
-	}
-	lease.Settle(err)
+	s, err := c.ask(limited, m, proxy, target, lease)
+	lease.Settle(err) // unless the answer has
 	switch _, answered := errors.AsType[*RefusedError](err); {
-	case err == nil || answered:
+	case err == nil || answered || errors.Is(err, ErrReconnect):
 		proxy.Answered()
 	case ctx.Err() == nil:
 		proxy.Unanswered()
@@ -343,15 +358,40 @@ func (d *Dialer) stream(ctx context.Context, c *multiplexed, proxy *Proxy, targe
 	return nil, err
 }
 
-// refusal is the error of an answer that opens no tunnel.
-func (p *Proxy) refusal(answer *http.Response, lease *Lease) error {
-	refused := &RefusedError{
-		Code: answer.StatusCode, Reason: http.StatusText(answer.StatusCode),
-		Denied: answer.StatusCode == http.StatusProxyAuthRequired && lease != nil,
+// ask asks for a tunnel, and once more for each question of the proxy about who asks.
+func (c *multiplexed) ask(ctx context.Context, m *multiplexer, proxy *Proxy, target Target, lease *Lease) (*stream, error) {
+	authority := target.authority()
+	var login Requests
+	login.Begin(proxy, lease, c.conn)
+	for {
+		s, answer, err := openStream(ctx, c.client, c.conn, authority, login.Authorization(http.MethodConnect, []byte(authority)))
+		if err != nil {
+			return nil, err
+		}
+		if answer == nil {
+			_, err := login.Judge(http.StatusOK, nil, nil)
+			return s, err
+		}
+		again, err := login.Judge(answer.StatusCode, nil, fields(answer.Header["Proxy-Authenticate"]))
+		switch {
+		case err != nil:
+			return nil, err
+		case !again:
+			return nil, &RefusedError{Code: answer.StatusCode, Reason: http.StatusText(answer.StatusCode), advice: adviceOnStatus(answer.StatusCode)}
+		case login.Bound():
+			// A connection of many streams is nobody's.
+			m.alone()
+			return nil, ErrReconnect
+		case c.client.Reserve() != nil:
+			return nil, ErrReconnect
+		}
 	}
-	for _, value := range answer.Header["Proxy-Authenticate"] {
-		refused.addChallenges([]byte(value))
+}
+
+// fields are the values of a header field.
+func fields(values []string) (all [][]byte) {
+	for _, value := range values {
+		all = append(all, []byte(value))
 	}
-	refused.advice = adviceOnStatus(refused, lease != nil)
-	return refused
+	return all
 }

@@ -3,6 +3,8 @@ package upstream
 import (
 	"errors"
 	"strconv"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream/auth"
 )
 
 // RefusedError is a proxy's final answer that opens no tunnel. The proxy itself is
@@ -29,8 +31,9 @@ func (e *RefusedError) Error() string {
 }
 
 // Denied reports whether err is, or wraps, the answer of a proxy that refuses the
-// credential that it was sent, in whichever protocol.
+// credential that it was sent, in whichever protocol, or that of a key distribution centre
+// that gives no ticket for it.
 func Denied(err error) bool {
 	refused, ok := errors.AsType[*RefusedError](err)
-	return ok && refused.Denied
+	return ok && refused.Denied || errors.Is(err, auth.ErrRefused)
 }

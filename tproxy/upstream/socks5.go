@@ -174,11 +174,11 @@ func (s *socks5) noMethod() error {
 // password sends the credential (RFC 1929 section 2).
 func (s *socks5) password() {
 	s.stage, s.held = confirming, 0
-	c := s.lease.credential
-	s.out = append(s.out, passwordVersion, byte(len(c.user)))
-	s.out = append(s.out, c.user...)
-	s.out = append(s.out, byte(len(c.password)))
-	s.out = append(s.out, c.password...)
+	account := s.lease.credential.account.Load()
+	s.out = append(s.out, passwordVersion, byte(len(account.User)))
+	s.out = append(s.out, account.User...)
+	s.out = append(s.out, byte(len(account.Password)))
+	s.out = append(s.out, account.Password...)
 }
 
 // confirm goes on with the verdict on the credential. It is known here, whatever
@@ -276,11 +276,12 @@ func refusedReply(code byte) *RefusedError {
 	return refused
 }
 
-// demand is whether a SOCKS5 proxy asks for the credential. As long as nothing else
+// demand is whether a proxy asks for the credential. As long as nothing else
 // is known the credential is offered, which is done under a lease and by one flow
 // at a time until it is accepted. A proxy that chooses to go without would have
 // every flow wait for that, so it is not offered any more; should the proxy want it
-// later, one flow fails and from then on it is always offered.
+// later, one flow of SOCKS5 fails, or one of HTTP asks again, and from then on it is
+// always offered.
 type demand struct{ state atomic.Uint32 }
 
 const (

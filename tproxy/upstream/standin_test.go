@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream/auth"
 )
 
 // proxy is a small HTTP proxy on loopback that wants user:right and answers every
@@ -77,7 +78,7 @@ func (p *proxy) port() int { return p.listener.Addr().(*net.TCPAddr).Port }
 // parse returns the proxy as an upstream, under a host that leads to loopback.
 func (p *proxy) parse(t *testing.T, credential, host string) *upstream.Proxy {
 	t.Helper()
-	parsed, err := upstream.Parse(fmt.Sprintf("http://%s@%s:%d", credential, host, p.port()))
+	parsed, err := parseBasic(fmt.Sprintf("http://%s@%s:%d", credential, host, p.port()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,4 +118,13 @@ func blackHole(t *testing.T, at netip.AddrPort) netip.AddrPort {
 	}
 	t.Skip("the accept queue of a listener does not fill")
 	return address
+}
+
+// parseBasic is upstream.Parse with the method pinned, so that nothing has to be found out.
+func parseBasic(url string) (*upstream.Proxy, error) {
+	proxy, err := upstream.Parse(url)
+	if err == nil {
+		err = proxy.Login(nil, auth.Basic)
+	}
+	return proxy, err
 }

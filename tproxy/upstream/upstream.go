@@ -1,6 +1,6 @@
 // Package upstream is how a flow leaves the host: directly, or through a tunnel
 // that a proxy opens. That is an HTTP proxy at its CONNECT (RFC 9110 section
-// 9.3.6), with Basic credentials (RFC 7617) if there are some, or a SOCKS5 proxy
+// 9.3.6), to which package auth proves who the gateway is if it asks, or a SOCKS5 proxy
 // (RFC 1928), with a user name and a password (RFC 1929) if it asks for them.
 //
 // What is said to a proxy is a [Handshake], a state machine that does no input or
@@ -22,9 +22,15 @@
 //     retries, minutes apart. Flows that were under way already when it happened
 //     may each be refused.
 //
-// A refusal is HTTP's 407, or the failure of SOCKS5's sub-negotiation. A SOCKS5
+// A refusal is HTTP's 407 to a proof, or the failure of SOCKS5's sub-negotiation. A
 // proxy that does not ask for the credential gets to know nothing of it and says
 // nothing about it: its flows then go without a lease and wait for nobody.
+//
+// A proxy of HTTP is asked without a credential once, by the flow that has the turn, and
+// says with its 407 what it takes; Basic would show the password to one that wants
+// something better. From then on all flows send what it takes without being asked. The
+// 407 is answered on the same connection where that is kept, and else on another one: the
+// handshake ends with [ErrReconnect].
 package upstream
 
 import (
@@ -33,6 +39,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream/auth"
 )
 
 // Handshake is one flow's negotiation with its proxy. It does no input or output
@@ -57,8 +65,9 @@ type Proxy struct {
 	protocol   protocol
 	host       string // a DNS name, or an IP literal without brackets
 	port       uint16
-	credential *credential // nil: none
-	demand     demand      // SOCKS5: whether the proxy asks for the credential
+	credential *credential  // nil: none
+	client     *auth.Client // HTTP: what proves the credential; nil without one
+	demand     demand       // whether the proxy asks for the credential
 	health     *health
 
 	// Made once, because every flow asks for them.
@@ -89,6 +98,9 @@ func (p *Proxy) Join(other *Proxy) (same bool) {
 	}
 	if p.credential.same(other.credential) {
 		p.credential = other.credential
+		if p.client != nil {
+			p.client = auth.NewClient(&p.credential.account, p.client.Pinned(), p.host)
+		}
 	}
 	return p.protocol == other.protocol && p.host == other.host && p.port == other.port && p.credential == other.credential
 }
@@ -105,7 +117,7 @@ func (p *Proxy) Handshake(t Target, lease *Lease) (Handshake, error) {
 	if p.protocol == protocolSOCKS5 {
 		return newSOCKS5(p, t, lease), nil
 	}
-	return newConnect(t, lease), nil
+	return newConnect(p, t, lease), nil
 }
 
 // Target is where a tunnel leads.

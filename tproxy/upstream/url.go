@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream/auth"
 )
 
 // protocol is what a proxy speaks; it stands as the scheme in the proxy's URL.
@@ -118,6 +120,7 @@ func parse(raw string) (*Proxy, error) {
 		return nil, err
 	}
 	proxy := &Proxy{protocol: protocol, health: newHealth()}
+	var account *auth.Account
 	if protocol == protocolDirect {
 		if strings.Trim(rest, "/") != "" {
 			return nil, errors.New("the direct way has no host: use direct:// alone")
@@ -128,7 +131,7 @@ func parse(raw string) (*Proxy, error) {
 	// The last @ is the one before the host, as no host has one; an @ before it is
 	// an unencoded one in the password.
 	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
-		if proxy.credential, err = protocol.parseUserinfo(rest[:at]); err != nil {
+		if account, err = protocol.parseUserinfo(rest[:at]); err != nil {
 			return nil, err
 		}
 		rest = rest[at+1:]
@@ -142,6 +145,11 @@ func parse(raw string) (*Proxy, error) {
 	}
 	if proxy.host, proxy.port, err = protocol.parseHostPort(hostport); err != nil {
 		return nil, err
+	}
+	if account != nil {
+		if err := proxy.Login(account, auth.Auto); err != nil {
+			return nil, err
+		}
 	}
 	// The zone of an IPv6 literal is written as RFC 6874 has it.
 	proxy.url = string(protocol) + "://" + joinHostPort(strings.Replace(proxy.host, "%", "%25", 1), proxy.port)
@@ -166,7 +174,7 @@ func cutScheme(raw string) (scheme, rest string) {
 }
 
 // parseUserinfo decodes what stands before the @. It returns nil if it is empty.
-func (p protocol) parseUserinfo(userinfo string) (*credential, error) {
+func (p protocol) parseUserinfo(userinfo string) (*auth.Account, error) {
 	for i := range len(userinfo) {
 		if c := userinfo[i]; !isAlphanumeric(c) && !strings.ContainsRune("-._~!$&'()*+,;=:%", rune(c)) {
 			return nil, errors.New("percent-encode special characters of the user name and the password: " +
@@ -183,10 +191,7 @@ func (p protocol) parseUserinfo(userinfo string) (*credential, error) {
 	case user == "" && password == "":
 		return nil, nil
 	}
-	if err := p.checkCredential(user, password); err != nil {
-		return nil, err
-	}
-	return newCredential(user, password), nil
+	return auth.NewAccount(user, password, nil), nil
 }
 
 // checkCredential returns why the protocol cannot send a user name and a password.
@@ -201,7 +206,7 @@ func (p protocol) checkCredential(user, password string) error {
 	case strings.Contains(user, ":"):
 		return errors.New("a user name with a colon cannot be sent by Basic authentication (RFC 7617 section 2): use another account")
 	case hasControl(user) || hasControl(password):
-		return errors.New("control characters in the user name or the password cannot be sent by Basic authentication (RFC 7617 section 2): remove them (%00 to %1F, %7F)")
+		return errors.New("control characters in the user name or the password cannot be sent (RFC 7617 section 2, RFC 7616 section 3.4): remove them (%00 to %1F, %7F)")
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func TestParse(t *testing.T) {
 		{raw: "http://:@proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
 		{raw: "http://@proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
 	} {
-		proxy, err := upstream.Parse(test.raw)
+		proxy, err := parseBasic(test.raw)
 		if err != nil {
 			t.Errorf("%s: %v", test.raw, err)
 			continue
