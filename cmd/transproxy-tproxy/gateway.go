@@ -157,6 +157,9 @@ func (g *gateway) serve(signals <-chan os.Signal) (failure error) {
 	if g.settings.firewalld && g.openings != nil {
 		watching = append(watching, start(g.watchFirewalld))
 	}
+	if g.settings.credentialsFile() != "" {
+		watching = append(watching, start(g.watchCredentials))
+	}
 	g.wait(signals, slices.Concat(watching, serving))
 
 	// From here on the kernel's default applies: a second signal ends the program.
@@ -242,6 +245,9 @@ func (p *part) end() error {
 
 // reload is what SIGHUP asks for.
 func (g *gateway) reload() {
+	if err := g.settings.logIn(); err != nil {
+		g.log.Error().Err(err).Msg("the credentials stay as they were")
+	}
 	for _, proxy := range g.settings.upstreams() {
 		proxy.Reset()
 	}

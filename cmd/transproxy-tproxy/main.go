@@ -82,5 +82,6 @@ func dispatch(arguments []string) error {
 	if err != nil {
 		return usageError{err}
 	}
+	s.auth.exposed = exposes(arguments)
 	return action(s)
 }

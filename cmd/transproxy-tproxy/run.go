@@ -26,6 +26,10 @@ func run(s *settings) (err error) {
 	if s.upstream == nil {
 		return usageError{errors.New("no upstream proxy: give --upstream http://host:port, or set https_proxy")}
 	}
+	if err := s.logIn(); err != nil {
+		return usageError{err}
+	}
+	share(s.upstreams())
 	// From here on a signal to stop undoes what was done. A log whose reader has
 	// gone must not end the program.
 	signals := make(chan os.Signal, 4)
@@ -84,6 +88,7 @@ func run(s *settings) (err error) {
 		gateway.names.stop()
 		return err
 	}
+	gateway.warnOfSecrets()
 	gateway.announce(plan)
 	return gateway.serve(signals)
 }

@@ -34,6 +34,7 @@ type settings struct {
 	dns     dnsSettings
 	http    httpSettings
 	udp     udpSettings
+	auth    authSettings
 	output  outputSettings
 	engine  string
 	router  bool   // the duties of a router as well
@@ -216,6 +217,7 @@ func options() []option {
 	}
 	table = append(table, tlsOptions()...)
 	table = append(table, udpOptions()...)
+	table = append(table, authOptions()...)
 	table = append(table, outputOptions()...)
 	table = append(table, dnsOptions()...)
 	return append(table, httpOptions()...)
