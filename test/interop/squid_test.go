@@ -45,7 +45,25 @@ func startSquid(t *testing.T, ns *netns.NS, hosts map[string]netip.Addr, ports [
 // startSquidWith is startSquid with more lines of configuration.
 func startSquidWith(t *testing.T, ns *netns.NS, hosts map[string]netip.Addr, ports []int, more string) *squid {
 	t.Helper()
+	return startSquidFull(t, ns, hosts, ports, basicParams, more, nil)
+}
+
+// basicParams have squid authenticate by Basic.
+const basicParams = "auth_param basic program /usr/lib/squid/basic_ncsa_auth DIR/password\nauth_param basic realm company\n"
+
+// startSquidAuth is squid with other auth_param; prepare is called before it starts, with its directory.
+func startSquidAuth(t *testing.T, ns *netns.NS, hosts map[string]netip.Addr, params string, prepare func(dir string)) *squid {
+	t.Helper()
+	return startSquidFull(t, ns, hosts, squidPorts, params, "", prepare)
+}
+
+func startSquidFull(t *testing.T, ns *netns.NS, hosts map[string]netip.Addr, ports []int, params, more string, prepare func(dir string)) *squid {
+	t.Helper()
 	s := &squid{dir: t.TempDir()}
+	if prepare != nil {
+		prepare(s.dir)
+		must(t, os.WriteFile(filepath.Join(s.dir, "traced"), []byte(strings.ReplaceAll(tracedScript, "DIR", s.dir)), 0o700))
+	}
 	var names strings.Builder
 	for name, address := range hosts {
 		fmt.Fprintf(&names, "%s %s\n", address, name)
@@ -56,9 +74,7 @@ func startSquidWith(t *testing.T, ns *netns.NS, hosts map[string]netip.Addr, por
 		"squid.conf": strings.ReplaceAll(fmt.Sprintf(`
 http_port %d
 hosts_file DIR/hosts
-auth_param basic program /usr/lib/squid/basic_ncsa_auth DIR/password
-auth_param basic realm company
-acl authenticated proxy_auth REQUIRED
+%sacl authenticated proxy_auth REQUIRED
 acl CONNECT method CONNECT
 acl listed port %s
 http_access deny CONNECT !listed
@@ -73,7 +89,7 @@ netdb_filename none
 visible_hostname proxy.test
 dns_nameservers 127.0.0.1
 shutdown_lifetime 0 seconds
-%s`, squidPort, strings.Trim(fmt.Sprint(ports), "[]"), more), "DIR", s.dir),
+%s`, squidPort, params, strings.Trim(fmt.Sprint(ports), "[]"), more), "DIR", s.dir),
 	} {
 		must(t, os.WriteFile(filepath.Join(s.dir, file), []byte(content), 0o600))
 	}
@@ -103,6 +119,13 @@ func (s *squid) log(t *testing.T) string {
 	log, err := os.ReadFile(filepath.Join(s.dir, "access.log"))
 	must(t, err)
 	return string(log)
+}
+
+// demands is how many requests it has answered with 407. One is the gateway's first, with which
+// it finds out what squid takes.
+func (s *squid) demands(t *testing.T) int {
+	t.Helper()
+	return strings.Count(s.log(t), "/407 ")
 }
 
 // wantLog wants a text in the access log, to which squid adds a tunnel at its end.
