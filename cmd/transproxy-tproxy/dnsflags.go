@@ -23,6 +23,7 @@ type dnsSettings struct {
 	endpoint        *url.URL       // of DNS over HTTPS
 	tls             dnsOverTLS     // public names by DNS over TLS; the zero value is off
 	roots           *x509.CertPool // nil for those of the system
+	rootsFile       string         // where those besides came from
 	fake            bool
 	fakeRange       []netip.Prefix // at most one a family
 	fakeStore       string
@@ -73,7 +74,7 @@ func dnsOptions() []option {
 			groupDNS, "dns-over-https-enabled", "", "", "ask for public names by HTTPS instead, through the upstream (CONNECT to port 443)",
 			setSwitch(func(s *settings, on bool) { s.dns.https = on }),
 		},
-		{groupDNS, "dns-over-https-endpoint", "URL", "https://dns.google/dns-query", "where (RFC 8484); the upstream resolves its name", setEndpoint},
+		{groupDNS, "dns-over-https-endpoint", "URL", defaultEndpoint, "where (RFC 8484); the upstream resolves its name", setEndpoint},
 		{
 			groupDNS, "dns-over-tls", "HOST[@IP][:PORT]", "", "ask for public names by TLS instead, through the upstream (CONNECT to port 853);\n" +
 				"HOST is the name in the certificate, IP where to connect to",
@@ -187,6 +188,9 @@ func setRoutes(s *settings, value string) error {
 	return nil
 }
 
+// defaultEndpoint is where DNS over HTTPS is asked.
+const defaultEndpoint = "https://dns.google/dns-query"
+
 // googleJSON is the ancestor's default, an interface of its own; the same server
 // speaks RFC 8484 beside it.
 const googleJSON = "https://dns.google/resolve"
@@ -245,6 +249,7 @@ func setDNSOverTLS(s *settings, value string) error {
 }
 
 func setDNSRoots(s *settings, file string) (err error) {
+	s.dns.rootsFile = file
 	s.dns.roots, err = readRoots(file)
 	return err
 }

@@ -155,6 +155,8 @@ Commands:
   rules    print the nftables rules and ip commands that run would install
   guard    refuse what run would capture, from before the network is up; a run with
            --fail closed takes it over and leaves it behind, until cleanup
+  probe    ask the proxy what it allows, and print that and the flags to use; needs no
+           root, changes nothing; status 0: usable, 1: not, 2: wrong command line
   cleanup  remove what a killed instance left in the kernel, and the guard
   version  print the version
 `)

@@ -38,7 +38,7 @@ func main() {
 }
 
 // commandNames are the commands, for suggestions.
-var commandNames = []string{"run", "demo", "rules", "guard", "cleanup", "version", "help"}
+var commandNames = []string{"run", "demo", "rules", "guard", "cleanup", "probe", "version", "help"}
 
 // usageError is a mistake in what the user wrote.
 type usageError struct{ error }
@@ -69,7 +69,7 @@ func dispatch(arguments []string) error {
 		return demo(arguments)
 	}
 
-	commands := map[string]func(*settings) error{"run": run, "rules": rules, "guard": guard, "cleanup": cleanUp}
+	commands := map[string]func(*settings) error{"run": run, "rules": rules, "guard": guard, "cleanup": cleanUp, "probe": probeProxy}
 	action, known := commands[command]
 	if !known {
 		return usageError{fmt.Errorf("%q is not a command%s (--help lists all)", command, suggest(command, "", commandNames))}
@@ -83,5 +83,8 @@ func dispatch(arguments []string) error {
 		return usageError{err}
 	}
 	s.auth.exposed = exposes(arguments)
+	if s.probe.given != "" && command != "probe" {
+		return usageError{fmt.Errorf("%s is a flag of probe: transproxy-tproxy probe %s", s.probe.given, s.probe.given)}
+	}
 	return action(s)
 }

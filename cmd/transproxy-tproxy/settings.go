@@ -36,6 +36,7 @@ type settings struct {
 	udp     udpSettings
 	auth    authSettings
 	output  outputSettings
+	probe   probeSettings
 	engine  string
 	router  bool   // the duties of a router as well
 	state   string // directory for what has to survive a kill
@@ -96,10 +97,11 @@ const (
 	groupKernel   = "Numbers used in the kernel (change them when another program holds them)"
 	groupLimits   = "Limits"
 	groupLog      = "Logging"
+	groupProbe    = "For probe alone"
 	groupAncestor = "Accepted from go-transproxy"
 )
 
-var groups = []string{groupUpstream, groupCapture, groupDNS, groupHTTP, groupKernel, groupLimits, groupLog, groupAncestor}
+var groups = []string{groupUpstream, groupCapture, groupDNS, groupHTTP, groupKernel, groupLimits, groupLog, groupProbe, groupAncestor}
 
 // options is the table of all flags.
 func options() []option {
@@ -220,6 +222,7 @@ func options() []option {
 	table = append(table, authOptions()...)
 	table = append(table, outputOptions()...)
 	table = append(table, dnsOptions()...)
+	table = append(table, probeOptions()...)
 	return append(table, httpOptions()...)
 }
 

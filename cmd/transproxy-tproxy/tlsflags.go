@@ -16,6 +16,7 @@ import (
 // tlsSettings is how upstreams are talked to whose URL says https.
 type tlsSettings struct {
 	roots             *x509.CertPool // nil for those of the system
+	rootsFile         string         // where those besides came from
 	serverName        string         // empty for the host of the URL
 	certificate, keys string         // files of this gateway's own certificate; empty for none
 }
@@ -29,7 +30,11 @@ func tlsOptions() []option {
 	return []option{
 		{
 			groupUpstream, "upstream-ca", "FILE", "", "certificates (PEM) to trust besides the system's, for upstreams by https://",
-			func(s *settings, v string) (err error) { s.tls.roots, err = readRoots(v); return err },
+			func(s *settings, v string) (err error) {
+				s.tls.rootsFile = v
+				s.tls.roots, err = readRoots(v)
+				return err
+			},
 		},
 		{
 			groupUpstream, "upstream-server-name", "NAME", "", "the name that their certificate has to have (default: the host of the URL)",
