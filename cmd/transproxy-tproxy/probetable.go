@@ -29,7 +29,7 @@ func (p probed) write(w io.Writer, terminal bool) error {
 		fmt.Fprintf(&text, "\nThe flags to use:\n\n  sudo transproxy-tproxy %s\n", commandLine(p.Flags))
 		if p.credential {
 			text.WriteString("\nwith the user name and the password, which are left out here: --upstream scheme://user:password@host:port,\n" +
-				"or the whole URL in TRANSPROXY_UPSTREAM (sudo drops https_proxy).\n")
+				"in a file (--upstream-credentials), or the whole URL in TRANSPROXY_UPSTREAM (sudo drops https_proxy).\n")
 		}
 	} else {
 		text.WriteString("\nThe proxy cannot be used:\n")

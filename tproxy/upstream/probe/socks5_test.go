@@ -74,7 +74,7 @@ func (p *socksProxy) serve(conn net.Conn) {
 	case p.reply != nil:
 		code = p.reply(port)
 	}
-	conn.Write([]byte{5, code, 0, 1, 0, 0, 0, 0, 0, 0})
+	conn.Write([]byte{5, code, 0, 1, 0, 0, 0, 0, 0x9c, 0x40}) // of an association: where the proxy is, port 40000
 	if code == 0 && request[1] == 1 {
 		farSide(conn, conn, net.JoinHostPort(host, fmt.Sprint(port)), p.far, 0)
 	}

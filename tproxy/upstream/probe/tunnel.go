@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -111,25 +112,14 @@ func hearTLS(ctx context.Context, conn net.Conn, host string) (string, error) {
 
 // absolute asks for a page without a tunnel.
 func (r *run) absolute(ctx context.Context) result {
-	conn, err := r.Dialer.Connect(ctx, r.Proxy)
+	var response *http.Response
+	var err error
+	for range 1 + upstream.MaxReconnects {
+		if response, err = r.page(ctx); !errors.Is(err, upstream.ErrReconnect) {
+			break
+		}
+	}
 	if err != nil {
-		return lost(err)
-	}
-	defer conn.Close()
-	lease, err := r.Proxy.Acquire(ctx)
-	if err != nil {
-		return r.failed(err)
-	}
-	response, err := r.get(ctx, conn, lease.Authorization())
-	if err != nil {
-		lease.Settle(err)
-		return r.failed(err)
-	}
-	var challenges [][]byte
-	for _, value := range response.Header["Proxy-Authenticate"] {
-		challenges = append(challenges, []byte(value))
-	}
-	if err := lease.Judge(response.StatusCode, nil, challenges); err != nil {
 		return r.failed(err)
 	}
 	answer := status(response.StatusCode)
@@ -148,73 +138,75 @@ func within(host, of string) bool {
 	return host == of || strings.HasSuffix(host, "."+of)
 }
 
-// get sends the request in absolute form and reads the head of the answer.
-func (r *run) get(ctx context.Context, conn net.Conn, authorization string) (*http.Response, error) {
+// page asks for it on a connection of its own, and again for each question of the proxy
+// about who asks. The body of the answer is closed.
+func (r *run) page(ctx context.Context) (*http.Response, error) {
+	conn, err := r.Dialer.Connect(ctx, r.Proxy)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
 	defer interrupt(ctx, conn)()
+	lease, err := r.Proxy.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var login upstream.Requests
+	login.Begin(r.Proxy, lease, conn)
+	reader := bufio.NewReader(io.LimitReader(conn, 4*maxHead))
+	for {
+		response, err := r.get(conn, reader, &login)
+		if err != nil {
+			lease.Settle(err)
+			return nil, err
+		}
+		var challenges [][]byte
+		for _, value := range response.Header["Proxy-Authenticate"] {
+			challenges = append(challenges, []byte(value))
+		}
+		again, err := login.Judge(response.StatusCode, nil, challenges)
+		if err != nil || !again {
+			response.Body.Close()
+			return response, err
+		}
+		_, err = io.Copy(io.Discard, response.Body)
+		response.Body.Close()
+		if err != nil || response.Close {
+			return nil, upstream.ErrReconnect
+		}
+	}
+}
+
+// get sends the request in absolute form and reads the head of the answer.
+func (r *run) get(conn net.Conn, reader *bufio.Reader, login *upstream.Requests) (*http.Response, error) {
 	request := &http.Request{
-		Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: r.Host, Path: "/"}, Close: true,
+		Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: r.Host, Path: "/"},
 		Header: anonymous(),
 	}
-	if authorization != "" {
-		request.Header.Set("Proxy-Authorization", authorization)
+	if proof := login.Authorization(request.Method, []byte(request.URL.String())); proof != "" {
+		request.Header.Set("Proxy-Authorization", proof)
 	}
 	if err := request.WriteProxy(conn); err != nil {
 		return nil, err
 	}
-	reader := bufio.NewReader(io.LimitReader(conn, maxHead))
 	const most = 5 // interim answers (RFC 9110 section 15.2), as in net/http
 	for range most {
 		response, err := http.ReadResponse(reader, request)
-		if err != nil {
-			return nil, err
-		}
-		if response.StatusCode >= http.StatusOK {
-			response.Body.Close()
-			return response, nil
+		if err != nil || response.StatusCode >= http.StatusOK {
+			return response, err
 		}
 	}
 	return nil, fmt.Errorf("more than %d interim (1xx) answers", most)
 }
 
-// associate asks a SOCKS5 proxy that wants no password to relay datagrams (RFC 1928
-// sections 4 and 7).
+// associate asks a SOCKS5 proxy to relay datagrams (RFC 1928 sections 4 and 7).
 func (r *run) associate(ctx context.Context) result {
-	if r.demands {
-		return result{verdict: Skipped, proof: "not asked, as the proxy wants a password"}
-	}
-	conn, err := r.Dialer.Connect(ctx, r.Proxy)
+	association, err := r.Dialer.Associate(ctx, r.Proxy)
 	if err != nil {
-		return lost(err)
+		return r.failed(err)
 	}
-	defer conn.Close()
-	defer interrupt(ctx, conn)()
-	const greeting, request = "\x05\x01\x00", "\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00" // for datagrams from any address and port
-	var chosen, reply [2]byte
-	err = exchange(conn, greeting, chosen[:])
-	if err == nil && chosen != [2]byte{5, 0} {
-		return result{No, "it wants a password now", int(chosen[1])}
-	}
-	if err == nil {
-		err = exchange(conn, request, reply[:])
-	}
-	switch {
-	case err != nil:
-		return lost(err)
-	case reply[0] != 5:
-		return result{verdict: No, proof: "the answer is not SOCKS5"}
-	case reply[1] != 0:
-		return result{No, fmt.Sprintf("refused with reply %d", reply[1]), int(reply[1])}
-	}
+	association.Conn.Close()
 	return result{verdict: Yes, proof: "granted"}
-}
-
-// exchange sends a question and waits for the whole answer.
-func exchange(conn net.Conn, question string, answer []byte) error {
-	if _, err := io.WriteString(conn, question); err != nil {
-		return err
-	}
-	_, err := io.ReadFull(conn, answer)
-	return err
 }
 
 // rest leaves a tunnel alone for a while, with TLS on it, because servers soon close
