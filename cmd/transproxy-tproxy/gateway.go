@@ -324,7 +324,9 @@ func uplinkOf(host routing.Host) string {
 	var uplink strings.Builder
 	for _, link := range host.Interfaces {
 		if link.Up && (len(host.Uplinks) == 0 || slices.Contains(host.Uplinks, link.Name)) {
-			fmt.Fprintln(&uplink, link.Name, link.Addrs)
+			// No way leads over an address of the link, which comes when that is up.
+			routed := slices.DeleteFunc(slices.Clone(link.Addrs), netip.Addr.IsLinkLocalUnicast)
+			fmt.Fprintln(&uplink, link.Name, routed)
 		}
 	}
 	return uplink.String()
