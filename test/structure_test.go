@@ -29,6 +29,7 @@ var mayImport = map[string][]string{
 	"tproxy":                {"tproxy/bypass", "tproxy/forward", "tproxy/sniff", "tproxy/udp", "tproxy/upstream", "tproxy/relay"},
 	"tproxy/bypass":         {},
 	"tproxy/forward":        {"tproxy/relay", "tproxy/sniff", "tproxy/upstream"},
+	"tproxy/pac":            {},
 	"tproxy/relay":          {},
 	"tproxy/sniff":          {},
 	"tproxy/udp":            {"tproxy/upstream"},
@@ -58,6 +59,7 @@ var onlyIn = map[string]string{
 	"golang.org/x/net/http/httpproxy":     "", // an oracle of tests only
 	"github.com/cilium/ebpf":              "netfilter/sklookup",
 	"github.com/godbus/dbus":              "netfilter/firewalld",
+	"github.com/dop251/goja":              "tproxy/pac",
 	"github.com/prometheus/client_golang": "cmd/transproxy-tproxy",
 	"github.com/jcmturner/gokrb5":         "tproxy/upstream/auth",
 }

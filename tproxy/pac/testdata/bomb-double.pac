@@ -1,0 +1,1 @@
+function FindProxyForURL(url, host) { var s = "ab"; for (;;) s += s; }

@@ -1,0 +1,1 @@
+function FindProxyForURL(url, host) { return 'a'.repeat(1e9); }

@@ -1,0 +1,3 @@
+function FindProxyForURL(url, host) {
+    for (;;) { try { for (;;) { } } catch (e) { } finally { continue; } }
+}

@@ -1,0 +1,4 @@
+function FindProxyForURL(url, host)
+{
+    return "PROXY proxy.corp.example:8080";
+}

@@ -1,0 +1,2 @@
+var settings = undefinedSettings.proxy;
+function FindProxyForURL(url, host) { return settings; }
