@@ -245,3 +245,25 @@ func TestAlertsAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// What a flow pays whose destination is known, and one whose is not.
+func BenchmarkCached(b *testing.B) {
+	s := open(b, "testdata/corporate.pac")
+	if _, err := s.Find(b.Context(), "https", "www.example.com", 443); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, ok := s.Cached("https", "www.example.com", 443); !ok {
+			b.Fatal("no answer")
+		}
+	}
+}
+
+func BenchmarkFind(b *testing.B) {
+	s := open(b, "testdata/corporate.pac")
+	for i := 0; b.Loop(); i++ {
+		if _, err := s.Find(b.Context(), "https", "host"+strconv.Itoa(i)+".example.com", 443); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
