@@ -69,13 +69,17 @@ func Evaluate(in io.Reader, out io.Writer) error {
 func confine() error {
 	debug.SetMemoryLimit(heapTarget)
 	debug.SetMaxStack(maxStack)
+	// The Go runtime opens the time zone's file and a descriptor to wait on when it
+	// first needs them, which later it cannot any more.
+	_, _ = time.Now().Zone()
+	time.AfterFunc(time.Hour, func() {}).Stop()
 	for _, limit := range []struct {
 		resource int
 		name     string
 		most     uint64
 	}{
 		{unix.RLIMIT_DATA, "RLIMIT_DATA", maxMemory},
-		{unix.RLIMIT_FSIZE, "RLIMIT_FSIZE", 0},
+		{unix.RLIMIT_NOFILE, "RLIMIT_NOFILE", 0}, // no file or socket any more; what is open stays
 		{unix.RLIMIT_CORE, "RLIMIT_CORE", 0},
 	} {
 		if err := unix.Setrlimit(limit.resource, &unix.Rlimit{Cur: limit.most, Max: limit.most}); err != nil {

@@ -9,8 +9,8 @@
 // A script comes over the network, often unprotected, so it is hostile until proven
 // otherwise. No JavaScript engine for Go bounds its memory, and one expression
 // ('x'.repeat(1e10)) has the Go runtime end the whole process. Scripts are therefore
-// evaluated in processes of their own, which have no environment, no descriptors but
-// two pipes, and a limit on memory that the kernel holds (RLIMIT_DATA). One that
+// evaluated in processes of their own, which have no environment, can open no file and
+// no socket, and have a limit on memory that the kernel holds (RLIMIT_DATA). One that
 // takes too much memory or too long dies alone and is replaced; the flow gets an
 // error. Resolving names and logging is done by this side of the pipes, within
 // bounds.
