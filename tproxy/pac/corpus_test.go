@@ -98,8 +98,8 @@ var corpus = []struct{ script, scheme, host, port, want string }{
 	{"throws", "https", "multi.example", "443", "error the script threw one ERROR two"},
 	{"throws", "https", "long.example", "443", "error the script threw yyyyyyyy"},
 	{"endless", "https", "fine.example", "443", "direct"},
-	{"endless", "https", "www.example", "443", "error endless.pac:2:9: the script ran for more than 1s"},
-	{"endless-catch", "https", "www.example", "443", "error the script ran for more than 1s"},
+	{"endless", "https", "www.example", "443", "error is there a loop"},
+	{"endless-catch", "https", "www.example", "443", "error is there a loop"},
 	{"regexp", "https", "www.example", "443", "error is there a loop"},
 	{"regexp-backref", "https", "www.example", "443", "error is there a loop"},
 	{"recursion", "https", "www.example", "443", "error recursion.pac:1:"},
@@ -114,7 +114,7 @@ var corpus = []struct{ script, scheme, host, port, want string }{
 	{"bomb-replace", "https", "www.example", "443", "error took more than 128 MiB"},
 	{"bomb-leak", "https", "www.example", "443", "http://kept:1"},
 	{"bomb-load", "", "", "", "error bomb-load.pac: the script took more than 128 MiB"},
-	{"endless-load", "", "", "", "error endless-load.pac:1:"},
+	{"endless-load", "", "", "", "error endless-load.pac:"},
 	{"syntax", "", "", "", "error syntax.pac:6:1: "},
 	{"syntax-quote", "", "", "", "error syntax-quote.pac:2:12: "},
 	{"html", "", "", "", "error html.pac:1:1: Unexpected token <: is this a PAC script?"},
@@ -131,6 +131,11 @@ const longest = lookupLimit + 2*(runLimit+killGrace)
 func TestCorpus(t *testing.T) {
 	asked := make(map[string]bool)
 	scripts := make(map[string]*Script)
+	// Where the evaluator had to be built, the compiler was a child too.
+	var built unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_CHILDREN, &built); err != nil {
+		t.Fatal(err)
+	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for _, entry := range corpus {
@@ -187,7 +192,7 @@ func TestCorpus(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("evaluators: at most %d MiB resident; this process: %d MiB more of heap", children.Maxrss>>10, (int64(after.HeapSys)-int64(before.HeapSys))>>20)
-	if children.Maxrss<<10 > maxMemory+32<<20 {
+	if children.Maxrss<<10 > max(built.Maxrss<<10, maxMemory+32<<20) {
 		t.Errorf("an evaluator had %d MiB of memory", children.Maxrss>>10)
 	}
 	if after.HeapSys > before.HeapSys+64<<20 {

@@ -110,7 +110,7 @@ type evaluator struct {
 func (e *evaluator) serve() error {
 	for m := range e.incoming {
 		done := message{Kind: kindDone}
-		e.begin()
+		e.begin(m.limit())
 		var err error
 		switch m.Kind {
 		case kindLoad:
@@ -160,7 +160,7 @@ func (e *evaluator) load(name, text string) error {
 	if err := e.install(); err != nil {
 		return err
 	}
-	e.begin() // now there is a runtime to interrupt
+	e.begin(startLimit) // now there is a runtime to interrupt
 	if _, err := e.runtime.RunProgram(program); err != nil {
 		return err
 	}
@@ -196,12 +196,12 @@ func (e *evaluator) call(url, host string) (string, error) {
 }
 
 // begin starts the account of an evaluation.
-func (e *evaluator) begin() {
+func (e *evaluator) begin(limit time.Duration) {
 	e.lookups, e.alerts, e.varies = 0, 0, false
 	e.known = make(map[string][]string)
 	if e.runtime != nil {
 		e.runtime.ClearInterrupt()
-		e.stopwatch.start(runLimit, func() { e.runtime.Interrupt(errOverTime) })
+		e.stopwatch.start(limit, func() { e.runtime.Interrupt(limit) })
 	}
 }
 
@@ -233,14 +233,11 @@ func (e *evaluator) ask(question message) []string {
 	return answer.Addresses
 }
 
-// errOverTime is what a script is interrupted with.
-var errOverTime = fmt.Errorf("the script ran for more than %v and was interrupted: is there a loop without an end?", runLimit)
-
 // describe says what failed and, where goja knows it, at which line of the script.
 func describe(err error) string {
 	var interrupted *goja.InterruptedError
 	if errors.As(err, &interrupted) {
-		return where(&interrupted.Exception) + errOverTime.Error()
+		return fmt.Sprintf("%sthe script ran for more than %v and was interrupted: is there a loop without an end?", where(&interrupted.Exception), interrupted.Value())
 	}
 	var overflow *goja.StackOverflowError
 	if errors.As(err, &overflow) {

@@ -24,9 +24,6 @@ type services interface {
 // errMemory is the death of an evaluator for want of memory.
 var errMemory = fmt.Errorf("the script took more than %d MiB of memory: is there a string or a list that grows without an end?", maxMemory>>20)
 
-// errHung is the death of an evaluator whose time was up.
-var errHung = fmt.Errorf("the script did not answer within %v: is there a loop or a regular expression without an end?", runLimit+killGrace)
-
 // evaluatorProcess is a process with one version of the script.
 type evaluatorProcess struct {
 	script   *version
@@ -64,11 +61,12 @@ func startEvaluator(command []string, script *version) (*evaluatorProcess, error
 }
 
 // ask puts one question (load or find) and serves the evaluator until it has
-// answered. After an error the process is gone; it is errMemory or errHung where
-// that was the cause.
+// answered. After an error the process is gone; it is errMemory where that
+// was the cause.
 func (e *evaluatorProcess) ask(ctx context.Context, question message, host services) (message, error) {
+	allowed := question.limit() + killGrace
 	var limit stopwatch
-	limit.start(runLimit+killGrace, func() {
+	limit.start(allowed, func() {
 		e.hung.Store(true)
 		e.kill()
 	})
@@ -82,7 +80,7 @@ func (e *evaluatorProcess) ask(ctx context.Context, question message, host servi
 		e.wait()
 		switch {
 		case e.hung.Load():
-			return message{}, errHung
+			return message{}, fmt.Errorf("the script did not answer within %v: is there a loop or a regular expression without an end?", allowed)
 		case e.complain.ofMemory():
 			return message{}, errMemory
 		case ctx.Err() != nil:

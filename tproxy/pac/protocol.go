@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"time"
 )
 
 // The program and its evaluators talk over two pipes in frames: the length of a
@@ -36,6 +37,14 @@ type message struct {
 	Addresses []string `json:"addresses,omitempty"`
 	Error     string   `json:"error,omitempty"`
 	Varies    bool     `json:"varies,omitempty"` // another call may have another answer: time, DNS or chance decided
+}
+
+// limit bounds the time for a question, look-ups not counted.
+func (m message) limit() time.Duration {
+	if m.Kind == kindLoad {
+		return startLimit
+	}
+	return runLimit
 }
 
 const (
