@@ -22,7 +22,7 @@ const module = "github.com/transproxy-tproxy/transproxy-tproxy"
 // numbers, prefixes and functions.
 var mayImport = map[string][]string{
 	"cmd/transproxy-tproxy": {
-		"tproxy", "tproxy/bypass", "tproxy/forward", "tproxy/udp", "tproxy/upstream", "tproxy/upstream/auth", "tproxy/upstream/probe", "routing", "netfilter", "netfilter/sklookup", "netfilter/firewalld",
+		"tproxy", "tproxy/bypass", "tproxy/forward", "tproxy/pac", "tproxy/udp", "tproxy/upstream", "tproxy/upstream/auth", "tproxy/upstream/probe", "routing", "netfilter", "netfilter/sklookup", "netfilter/firewalld",
 		"resolver", "resolver/exchange", "resolver/fakeip",
 		"test/lab", "test/netns", // for the demo
 	},

@@ -17,7 +17,7 @@ func (p *Policy) Datagram(client netip.Addr, destination netip.AddrPort) udp.Rou
 	if p.Name != nil {
 		route.Name, route.NameFrom = p.Name(client, address)
 	}
-	if p.group(destination, route.Name) == nil {
+	if p.exempt(destination, route.Name) {
 		route.Way = udp.Direct
 	}
 	return route

@@ -110,11 +110,20 @@ func (f *flow) tunnel(ctx context.Context, socket int, flight []byte) (sent, rec
 	// could not be carried must not look finished.
 	defer client.Close()
 	proxies := append([]*upstream.Proxy{f.proxy}, f.others...)
+	if f.proxy == nil { // the script was not waited for
+		target := f.target()
+		if proxies, err = f.server.policy.Script.Find(ctx, target.Host, target.Port); err != nil {
+			return 0, 0, err
+		}
+	}
 	var direct netip.AddrPort
 	if !f.server.policy.placeholder(f.record.Destination.Addr()) {
 		direct = f.record.Destination
 	} else {
-		proxies = slices.DeleteFunc(proxies, (*upstream.Proxy).Direct)
+		proxies = slices.DeleteFunc(slices.Clone(proxies), (*upstream.Proxy).Direct)
+	}
+	if len(proxies) == 0 {
+		return 0, 0, errForgotten
 	}
 	conn, rest, via, err := f.server.config.Dialer.TunnelVia(ctx, proxies, f.target(), direct)
 	f.record.Way, f.record.Upstream = wayUpstream, via.String()

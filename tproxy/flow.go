@@ -85,13 +85,17 @@ func (f *flow) Route() (relay.Hop, error) {
 	if placeholder && f.record.Name == "" {
 		return relay.Hop{}, errForgotten
 	}
-	group := s.policy.group(f.record.Destination, f.record.Name)
-	if group == nil {
+	if s.policy.exempt(f.record.Destination, f.record.Name) {
 		return f.direct()
 	}
-	f.others = group.Candidates(f.record.Client.Addr())
-	if len(f.others) == 0 {
-		f.record.Way = wayUpstream
+	f.record.Way = wayUpstream
+	target := f.target()
+	var known bool
+	f.others, known = s.policy.proxies(f.record.Client.Addr(), target.Host, target.Port)
+	switch {
+	case !known:
+		return relay.Hop{Detach: f.detach}, nil
+	case len(f.others) == 0:
 		return relay.Hop{}, upstream.ErrAllDown
 	}
 	return f.next()

@@ -78,20 +78,28 @@ func (s *Server) way(client forward.Client, host string, port uint16) (forward.W
 	if !placeholder {
 		way.Direct = destination // to the address that the client chose, never to one resolved anew
 	}
-	err := s.choose(&way, client.Address.Addr(), destination, host)
+	if s.policy.exempt(destination, host) {
+		if placeholder {
+			return forward.Way{}, errForgotten
+		}
+		return way, nil
+	}
+	err := s.choose(&way, client.Address.Addr())
 	if err == nil && way.Proxy == nil && placeholder {
 		return forward.Way{}, errForgotten
 	}
 	return way, err
 }
 
-// choose sets the proxies of a way.
-func (s *Server) choose(way *forward.Way, client netip.Addr, destination netip.AddrPort, name string) error {
-	group := s.policy.group(destination, name)
-	if group == nil {
-		return nil
+// choose sets the proxies of a way. It may wait for the script.
+func (s *Server) choose(way *forward.Way, client netip.Addr) (err error) {
+	proxies, known := s.policy.proxies(client, way.Target.Host, way.Target.Port)
+	if !known {
+		// It bounds the time by itself, and a client that goes meanwhile costs no more.
+		if proxies, err = s.policy.Script.Find(context.Background(), way.Target.Host, way.Target.Port); err != nil {
+			return err
+		}
 	}
-	proxies := group.Candidates(client)
 	if len(proxies) == 0 {
 		return upstream.ErrAllDown
 	}
@@ -113,7 +121,10 @@ func (s *Server) explicitWay(client forward.Client, host string, port uint16) (f
 	if name == "" {
 		way.Direct = destination
 	}
-	return way, s.choose(&way, client.Address.Addr(), destination, name)
+	if s.policy.exempt(destination, name) {
+		return way, nil
+	}
+	return way, s.choose(&way, client.Address.Addr())
 }
 
 // check refuses what Policy.refuses does, unless the administrator allows it.

@@ -1,6 +1,7 @@
 package tproxy
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 
@@ -18,6 +19,8 @@ type Policy struct {
 	Upstream *upstream.Group
 	// HTTP carries port 80 in place of Upstream; nil for no difference.
 	HTTP *upstream.Group
+	// Script says what carries a flow in place of both; nil for none.
+	Script Script
 	// Plain reports whether the HTTP/1 requests that come to a port are carried one by
 	// one (package forward) and not through a tunnel. Nil for no port.
 	Plain func(port uint16) bool
@@ -32,6 +35,15 @@ type Policy struct {
 	// Placeholder reports whether an address only stands for a name, which Name
 	// returns, and leads nowhere by itself. Like Name; may be nil.
 	Placeholder func(netip.Addr) bool
+}
+
+// Script says which proxies carry a flow to a host, a name or an address, in the order in
+// which to try them; direct:// is the way without one. It is called by many flows at once.
+type Script interface {
+	// Cached answers at once; ok is false if it would have to wait.
+	Cached(host string, port uint16) (proxies []*upstream.Proxy, ok bool)
+	// Find waits, for some seconds at most. Without an error there is a proxy.
+	Find(ctx context.Context, host string, port uint16) ([]*upstream.Proxy, error)
 }
 
 // The two ways out, as the access log names them.
@@ -75,18 +87,23 @@ func (p *Policy) snifferFor(port uint16) (sniffer, string) {
 	return nil, ""
 }
 
-// group returns the upstreams that carry a flow to destination, or nil when the
-// flow goes directly to it. A name decides before the address does, for an
-// exemption as for the upstream: that is what makes `no_proxy=example.org` work
-// for clients that resolved the name themselves.
-func (p *Policy) group(destination netip.AddrPort, name string) *upstream.Group {
-	if p.Bypass.MatchAddr(destination) || name != "" && p.Bypass.MatchName(name, destination.Port()) {
-		return nil
+// exempt reports whether a flow to destination goes directly. A name decides before the
+// address does, for an exemption as for the upstream: that is what makes
+// `no_proxy=example.org` work for clients that resolved the name themselves.
+func (p *Policy) exempt(destination netip.AddrPort, name string) bool {
+	return p.Bypass.MatchAddr(destination) || name != "" && p.Bypass.MatchName(name, destination.Port())
+}
+
+// proxies returns those that carry a client's flow, in the order in which to try them; none
+// if all are down. ok is false if only the script knows, which has to be waited for.
+func (p *Policy) proxies(client netip.Addr, host string, port uint16) (proxies []*upstream.Proxy, ok bool) {
+	switch {
+	case p.Script != nil:
+		return p.Script.Cached(host, port)
+	case port == portHTTP && p.HTTP != nil:
+		return p.HTTP.Candidates(client), true
 	}
-	if destination.Port() == portHTTP && p.HTTP != nil {
-		return p.HTTP
-	}
-	return p.Upstream
+	return p.Upstream.Candidates(client), true
 }
 
 func (p *Policy) placeholder(address netip.Addr) bool {

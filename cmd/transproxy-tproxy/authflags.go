@@ -125,6 +125,11 @@ func (s *settings) credentialsFile() string {
 
 // logIn tells all proxies by whom and how they are used.
 func (s *settings) logIn() error {
+	return errors.Join(s.logInAll(s.configured(), true), s.logInAll(s.script.named(), s.script.trusted()))
+}
+
+// logInAll tells some of them. The account for all proxies is for these if general is set.
+func (s *settings) logInAll(proxies []*upstream.Proxy, general bool) error {
 	var secrets map[string]secret
 	if path := s.credentialsFile(); path != "" {
 		var err error
@@ -132,13 +137,12 @@ func (s *settings) logIn() error {
 			return fmt.Errorf("--upstream-credentials: %w", err)
 		}
 	}
-	proxies := s.upstreams()
 	for _, proxy := range proxies {
 		of, found := secrets[net.JoinHostPort(proxy.Host(), strconv.Itoa(int(proxy.Port())))]
 		if !found {
 			of, found = secrets[proxy.Host()]
 		}
-		if !found {
+		if !found && general {
 			of, found = secrets[""]
 		}
 		if account := proxy.Account(); !found && account != nil {

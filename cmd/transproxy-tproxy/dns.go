@@ -77,9 +77,13 @@ func (d dialers) to(network string, server netip.AddrPort) exchange.Dial {
 }
 
 // through opens tunnels to one server.
-func (d dialers) through(group *upstream.Group, target upstream.Target) exchange.Dial {
+func (d dialers) through(s *settings, target upstream.Target) exchange.Dial {
 	return func(ctx context.Context) (net.Conn, error) {
-		conn, rest, _, err := d.tunnel.TunnelVia(ctx, group.Candidates(netip.Addr{}), target, netip.AddrPort{})
+		proxies, err := s.proxiesFor(ctx, target)
+		if err != nil {
+			return nil, err
+		}
+		conn, rest, _, err := d.tunnel.TunnelVia(ctx, proxies, target, netip.AddrPort{})
 		if err != nil {
 			return nil, err
 		}
@@ -90,6 +94,14 @@ func (d dialers) through(group *upstream.Group, target upstream.Target) exchange
 		}
 		return conn, nil
 	}
+}
+
+// proxiesFor are those that lead to a server of this program's own.
+func (s *settings) proxiesFor(ctx context.Context, target upstream.Target) ([]*upstream.Proxy, error) {
+	if s.script != nil {
+		return s.script.Find(ctx, target.Host, target.Port)
+	}
+	return s.upstream.Candidates(netip.Addr{}), nil
 }
 
 // openNames binds the DNS listeners; nil if none of the DNS flags was given.
@@ -245,17 +257,17 @@ func (s *settings) publicServers(d dialers) []exchange.Server {
 		if number, err := strconv.ParseUint(dns.endpoint.Port(), 10, 16); err == nil {
 			port = uint16(number)
 		}
-		dial := d.through(s.upstream, upstream.Target{Host: host, Port: port})
+		dial := d.through(s, upstream.Target{Host: host, Port: port})
 		return []exchange.Server{exchange.NewHTTPS(dns.endpoint, dial, &tls.Config{RootCAs: dns.roots}, exchange.Config{})}
 	case dns.tls.name != "":
-		dial := d.through(s.upstream, upstream.Target{Host: dns.tls.host, Port: dns.tls.port})
+		dial := d.through(s, upstream.Target{Host: dns.tls.host, Port: dns.tls.port})
 		return []exchange.Server{exchange.NewTLS(dns.tls.name, dial, &tls.Config{RootCAs: dns.roots, ServerName: dns.tls.name}, exchange.Config{})}
 	case dns.direct:
 		return plain(dns.public, d)
 	}
 	var servers []exchange.Server
 	for _, address := range s.dns.public {
-		dial := d.through(s.upstream, upstream.Target{Host: address.Addr().String(), Port: address.Port()})
+		dial := d.through(s, upstream.Target{Host: address.Addr().String(), Port: address.Port()})
 		servers = append(servers, exchange.NewTCP(address.String(), dial, exchange.Config{}))
 	}
 	return servers

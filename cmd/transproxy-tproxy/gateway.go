@@ -151,6 +151,11 @@ func (g *gateway) serve(signals <-chan os.Signal) (failure error) {
 			return nil
 		}))
 	}
+	if script := g.settings.script; script != nil {
+		watching = append(watching, start(func(ctx context.Context) error {
+			return script.serve(ctx, g.dialers.tunnel, g.tellUpstream)
+		}))
+	}
 	if g.netfilter != nil {
 		watching = append(watching, start(g.netfilter.Watch))
 	}
@@ -339,6 +344,9 @@ func (g *gateway) networkChanged() {
 	for _, group := range g.settings.groups() {
 		group.NetworkChanged()
 	}
+	if g.settings.script != nil {
+		g.settings.script.pac.Refresh()
+	}
 	if g.datagrams != nil {
 		g.datagrams.Retry()
 	}
@@ -416,6 +424,9 @@ func (g *gateway) policy() tproxy.Policy {
 		Plain:    g.settings.http.plain,
 		Local:    g.owns,
 	}
+	if g.settings.script != nil {
+		p.Script = g.settings.script
+	}
 	if g.settings.dns.enabled() {
 		p.Name, p.Placeholder = g.nameOf, g.isFake
 	}
@@ -436,7 +447,7 @@ func (g *gateway) announce(p plan) {
 	}
 	g.log.Info().
 		Str("version", version).
-		Stringer("upstream", s.upstream).
+		Str("upstream", s.upstreamText()).
 		Stringer("engine", p.engine).
 		Str("engine_why", p.engine.why).
 		Strs("interfaces", p.capture.interfaces).

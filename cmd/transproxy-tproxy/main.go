@@ -67,6 +67,8 @@ func dispatch(arguments []string) error {
 		return nil
 	case "demo":
 		return demo(arguments)
+	case evaluatorCommand:
+		return evaluate()
 	}
 
 	commands := map[string]func(*settings) error{"run": run, "rules": rules, "guard": guard, "cleanup": cleanUp, "probe": probeProxy}

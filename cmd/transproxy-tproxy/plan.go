@@ -190,6 +190,22 @@ func (s *settings) groups() []*upstream.Group {
 
 // upstreams are the proxies in use, each once.
 func (s *settings) upstreams() []*upstream.Proxy {
+	return append(s.configured(), s.script.named()...)
+}
+
+// upstreamText is what carries traffic, without credentials.
+func (s *settings) upstreamText() string {
+	switch {
+	case s.script == nil:
+		return s.upstream.String()
+	case s.upstream == nil:
+		return "by the PAC script"
+	}
+	return "by the PAC script, else " + s.upstream.String()
+}
+
+// configured are those that the settings name.
+func (s *settings) configured() []*upstream.Proxy {
 	var all []*upstream.Proxy
 	for _, group := range s.groups() {
 		all = append(all, group.Proxies()...)

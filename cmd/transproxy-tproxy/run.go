@@ -23,7 +23,7 @@ func run(s *settings) (err error) {
 	if err := errors.Join(s.validateDNS(), s.http.validate(), s.validateEngine(), s.validateTLS(), s.validateUDP()); err != nil {
 		return usageError{err}
 	}
-	if s.upstream == nil {
+	if s.upstream == nil && s.pac == "" {
 		return usageError{errors.New("no upstream proxy: give --upstream http://host:port, or set https_proxy")}
 	}
 	if err := s.logIn(); err != nil {
@@ -67,6 +67,12 @@ func run(s *settings) (err error) {
 		return err
 	}
 	gateway.dialers = dial
+	if s.pac != "" {
+		if s.script, err = gateway.openScript(dial); err != nil {
+			return err
+		}
+		defer s.script.pac.Close()
+	}
 	server, err := tproxy.Listen(gateway.tproxy(dial), gateway.policy())
 	if err != nil {
 		return err

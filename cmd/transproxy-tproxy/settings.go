@@ -26,6 +26,9 @@ type settings struct {
 	warm    int // connections opened ahead
 	noProxy *bypass.List
 
+	pac    string  // where the script is, or pacAuto; empty for none
+	script *script // nil without one, and before it is opened
+
 	// The groups of upstreams are there once the settings are resolved.
 	upstream     *upstream.Group // nil without any upstream
 	httpUpstream *upstream.Group // for port 80 when http_proxy differs; nil for no difference
@@ -112,6 +115,11 @@ func options() []option {
 				"direct:// is the way without a proxy\n" +
 				"(default: $https_proxy, then $http_proxy; port 80 looks at $http_proxy first)",
 			func(s *settings, v string) (err error) { s.proxies, err = upstream.ParseList(v); return err },
+		},
+		{
+			groupUpstream, "pac", "URL|FILE|auto", "", "a PAC script says which upstream carries a flow, by host and port; --upstream carries\n" +
+				"what it fails to answer. auto looks for http://wpad.DOMAIN/wpad.dat in the search domains",
+			func(s *settings, v string) error { s.pac = v; return nil },
 		},
 		{
 			groupUpstream, "upstream-policy", "first|least-latency|hash-client", "first", "which of several is used while it is up: the first, the one that is connected\n" +
