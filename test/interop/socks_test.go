@@ -157,3 +157,25 @@ func TestDanteWrongPassword(t *testing.T) {
 		t.Errorf("dante refused the password %d times and not once", n)
 	}
 }
+
+// TestDanteSOCKS4: by SOCKS4, of which Dante does not know the extension for names, flows
+// by IPv4 address are carried.
+func TestDanteSOCKS4(t *testing.T) {
+	w := newWorld(t)
+	startDante(t, w.Proxy, hosts, "none")
+	upstream := fmt.Sprintf("socks4a://us%%20er@%s", lab.Proxy4)
+	g := background(t, w.Gateway, exec.Command(w.program, "--upstream", upstream, "--log-format", "json", "--tcp-proxy-dports", "22,9003"))
+	g.waitFor(`"message":"ready"`)
+	output, _ := run(t, w.Client, "ssh", "-v", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "StrictHostKeyChecking=no", lab.Origin4.String())
+	if !strings.Contains(output, "remote software version lab") {
+		t.Errorf("ssh: %s", output)
+	}
+	output, err := run(t, w.Client, "curl", "-sS", "--noproxy", "", "--max-time", "10", "telnet://"+lab.Origin4.String()+":9003")
+	if err == nil {
+		t.Errorf("a port that dante forbids is reached: %s", output)
+	}
+	g.waitFor("91 Request rejected or failed")
+	if sources := w.direct.Sources(); len(sources) > 0 {
+		t.Errorf("%v went past dante", sources)
+	}
+}

@@ -73,7 +73,7 @@ func (d *Dialer) Direct(ctx context.Context, destination netip.AddrPort) (*net.T
 // *RefusedError, or ErrCredentialRefused if it was not even asked. When ctx is
 // done, Tunnel returns at once.
 func (d *Dialer) Tunnel(ctx context.Context, proxy *Proxy, target Target) (conn Conn, rest []byte, err error) {
-	if err := target.check(); err != nil {
+	if err := proxy.check(target); err != nil {
 		return nil, nil, err
 	}
 	for range 1 + MaxReconnects {

@@ -51,7 +51,7 @@ const (
 )
 
 // scripts are those of all protocols.
-func scripts() []script { return slices.Concat(connectScripts(), socks5Scripts()) }
+func scripts() []script { return slices.Concat(connectScripts(), socks5Scripts(), socks4Scripts()) }
 
 // stream is all that the proxy says.
 func (s script) stream() string {
@@ -218,7 +218,7 @@ func TestHostileTarget(t *testing.T) {
 			hosts = append(hosts, "a"+string([]byte{c})+"b")
 		}
 	}
-	for _, url := range []string{"http://proxy", "socks5://proxy"} {
+	for _, url := range []string{"http://proxy", "socks5://proxy", "socks4a://proxy"} {
 		proxy := parse(t, url)
 		for _, host := range hosts {
 			if _, err := proxy.Handshake(upstream.Target{Host: host, Port: 443}, nil); err == nil {

@@ -26,11 +26,12 @@ func (d *Dialer) probe(ctx context.Context, proxy *Proxy, answer bool) (took tim
 	}
 	defer conn.Close()
 	took = time.Since(start)
-	if !answer {
+	question := proxy.question()
+	if !answer || question == nil {
 		return took, nil
 	}
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
-	if _, err := conn.Write(proxy.question()); err != nil {
+	if _, err := conn.Write(question); err != nil {
 		return 0, err
 	}
 	var first [1]byte
@@ -43,10 +44,14 @@ func (d *Dialer) probe(ctx context.Context, proxy *Proxy, answer bool) (took tim
 	return took, nil
 }
 
-// question is what a proxy is asked to see whether it is there.
+// question is what a proxy is asked to see whether it is there. It is nil for SOCKS4, in
+// which there is no question but that for a tunnel: that it takes connections has to do.
 func (p *Proxy) question() []byte {
-	if p.protocol == protocolSOCKS5 {
+	switch p.protocol {
+	case protocolSOCKS5:
 		return []byte{socks5Version, 1, methodNone}
+	case protocolSOCKS4A:
+		return nil
 	}
 	// RFC 9110 section 9.3.7: about the server as a whole.
 	return []byte("OPTIONS * HTTP/1.1\r\nHost: " + joinHostPort(p.host, p.port) + "\r\nMax-Forwards: 0\r\nConnection: close\r\n\r\n")

@@ -1,7 +1,8 @@
 // Package upstream is how a flow leaves the host: directly, or through a tunnel
 // that a proxy opens. That is an HTTP proxy at its CONNECT (RFC 9110 section
 // 9.3.6), to which package auth proves who the gateway is if it asks, or a SOCKS5 proxy
-// (RFC 1928), with a user name and a password (RFC 1929) if it asks for them.
+// (RFC 1928), with a user name and a password (RFC 1929) if it asks for them, or a
+// SOCKS4a proxy.
 //
 // What is said to a proxy is a [Handshake], a state machine that does no input or
 // output, so that an event loop can drive it as well as [Drive], which does so on
@@ -68,6 +69,7 @@ type Proxy struct {
 	credential *credential  // nil: none
 	client     *auth.Client // HTTP: what proves the credential; nil without one
 	demand     demand       // whether the proxy asks for the credential
+	userID     string       // SOCKS4: who the gateway says that it is
 	health     *health
 
 	// Made once, because every flow asks for them.
@@ -102,7 +104,7 @@ func (p *Proxy) Join(other *Proxy) (same bool) {
 			p.client = auth.NewClient(&p.credential.account, p.client.Pinned(), p.host)
 		}
 	}
-	return p.protocol == other.protocol && p.host == other.host && p.port == other.port && p.credential == other.credential
+	return p.protocol == other.protocol && p.host == other.host && p.port == other.port && p.userID == other.userID && p.credential == other.credential
 }
 
 // Handshake returns the negotiation of a tunnel to t. It sends the credential only
@@ -111,13 +113,25 @@ func (p *Proxy) Join(other *Proxy) (same bool) {
 // error says that t cannot be asked for: no byte of a hostile name gets into a
 // request.
 func (p *Proxy) Handshake(t Target, lease *Lease) (Handshake, error) {
-	if err := t.check(); err != nil {
+	if err := p.check(t); err != nil {
 		return nil, err
 	}
-	if p.protocol == protocolSOCKS5 {
+	switch p.protocol {
+	case protocolSOCKS5:
 		return newSOCKS5(p, t, lease), nil
+	case protocolSOCKS4A:
+		return &socks4{target: t, userID: p.userID}, nil
 	}
 	return newConnect(p, t, lease), nil
+}
+
+// check returns why the proxy cannot be asked for a target.
+func (p *Proxy) check(t Target) error {
+	err := t.check()
+	if err == nil && p.protocol == protocolSOCKS4A {
+		err = checkSOCKS4(t)
+	}
+	return err
 }
 
 // Target is where a tunnel leads.

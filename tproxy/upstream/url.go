@@ -15,10 +15,11 @@ import (
 type protocol string
 
 const (
-	protocolHTTP   protocol = "http"
-	protocolHTTPS  protocol = "https" // the same over TLS
-	protocolSOCKS5 protocol = "socks5"
-	protocolDirect protocol = "direct" // no proxy at all
+	protocolHTTP    protocol = "http"
+	protocolHTTPS   protocol = "https" // the same over TLS
+	protocolSOCKS5  protocol = "socks5"
+	protocolSOCKS4A protocol = "socks4a"
+	protocolDirect  protocol = "direct" // no proxy at all
 )
 
 // defaultPort is taken when a proxy's URL has none. For HTTP it is Squid's, which
@@ -28,7 +29,7 @@ const (
 // which curl takes as well.
 func (p protocol) defaultPort() uint16 {
 	switch p {
-	case protocolSOCKS5:
+	case protocolSOCKS5, protocolSOCKS4A:
 		return 1080
 	case protocolHTTPS:
 		return 443
@@ -54,10 +55,14 @@ func protocolOf(scheme string) (protocol, error) {
 		return protocolHTTPS, nil
 	case "socks5", "socks5h":
 		return protocolSOCKS5, nil
+	case "socks4a":
+		return protocolSOCKS4A, nil
+	case "socks4":
+		return "", errors.New("a SOCKS4 proxy cannot be asked for names: use socks4a://host:port if it knows that extension, as most do")
 	case "direct":
 		return protocolDirect, nil
 	}
-	return "", fmt.Errorf("scheme %q is not supported: use http://host:port, https://host:port, socks5://host:port or direct://", scheme)
+	return "", fmt.Errorf("scheme %q is not supported: use http://host:port, https://host:port, socks5://host:port, socks4a://host:port or direct://", scheme)
 }
 
 // maxURL bounds a proxy's URL in bytes; a user name, a password and a host of the
@@ -66,7 +71,8 @@ const maxURL = 4096
 
 // Parse reads a proxy's URL: http://[user:password@]host[:port], or the same
 // without the scheme, as curl takes it, for an HTTP proxy; the scheme https for one that is
-// talked to by TLS; the scheme socks5, or socks5h with the same meaning, for a SOCKS5 proxy.
+// talked to by TLS; the scheme socks5, or socks5h with the same meaning, for a SOCKS5 proxy;
+// socks4a for a SOCKS4a proxy, which takes a user name but no password.
 // Without a port it is 3128, 443 or 1080. direct:// stands for the way without a proxy.
 //
 // User name and password are percent-decoded, and what RFC 3986 section 3.2.1 does
@@ -131,7 +137,12 @@ func parse(raw string) (*Proxy, error) {
 	// The last @ is the one before the host, as no host has one; an @ before it is
 	// an unencoded one in the password.
 	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
-		if account, err = protocol.parseUserinfo(rest[:at]); err != nil {
+		if protocol == protocolSOCKS4A {
+			proxy.userID, err = parseUserID(rest[:at])
+		} else {
+			account, err = parseUserinfo(rest[:at])
+		}
+		if err != nil {
 			return nil, err
 		}
 		rest = rest[at+1:]
@@ -173,11 +184,11 @@ func cutScheme(raw string) (scheme, rest string) {
 	return before, after
 }
 
-// parseUserinfo decodes what stands before the @. It returns nil if it is empty.
-func (p protocol) parseUserinfo(userinfo string) (*auth.Account, error) {
+// decodeUserinfo decodes what stands before the @.
+func decodeUserinfo(userinfo string) (user, password string, err error) {
 	for i := range len(userinfo) {
 		if c := userinfo[i]; !isAlphanumeric(c) && !strings.ContainsRune("-._~!$&'()*+,;=:%", rune(c)) {
-			return nil, errors.New("percent-encode special characters of the user name and the password: " +
+			return "", "", errors.New("percent-encode special characters of the user name and the password: " +
 				"/ as %2F, @ as %40, # as %23, ? as %3F, % as %25, a space as %20")
 		}
 	}
@@ -185,11 +196,17 @@ func (p protocol) parseUserinfo(userinfo string) (*auth.Account, error) {
 	// Their errors would quote the text.
 	user, errUser := url.PathUnescape(name)
 	password, errPassword := url.PathUnescape(secret)
-	switch {
-	case errUser != nil || errPassword != nil:
-		return nil, errors.New("a % in the user name or the password is not followed by two hexadecimal digits: write % as %25")
-	case user == "" && password == "":
-		return nil, nil
+	if errUser != nil || errPassword != nil {
+		return "", "", errors.New("a % in the user name or the password is not followed by two hexadecimal digits: write % as %25")
+	}
+	return user, password, nil
+}
+
+// parseUserinfo reads what stands before the @. It returns nil if it is empty.
+func parseUserinfo(userinfo string) (*auth.Account, error) {
+	user, password, err := decodeUserinfo(userinfo)
+	if err != nil || user == "" && password == "" {
+		return nil, err
 	}
 	return auth.NewAccount(user, password, nil), nil
 }
@@ -197,6 +214,8 @@ func (p protocol) parseUserinfo(userinfo string) (*auth.Account, error) {
 // checkCredential returns why the protocol cannot send a user name and a password.
 func (p protocol) checkCredential(user, password string) error {
 	switch {
+	case p == protocolSOCKS4A:
+		return errors.New("a SOCKS4a proxy takes no account, but a user id alone: give that in socks4a://user@host:port")
 	case p == protocolSOCKS5 && user == "":
 		return errors.New("a SOCKS5 proxy takes no password without a user name (RFC 1929 section 2): use socks5://user:password@host:port")
 	case p == protocolSOCKS5 && max(len(user), len(password)) > maxSOCKS5String:

@@ -47,6 +47,9 @@ func TestParse(t *testing.T) {
 		{raw: "socks5://user@proxy", host: "proxy", port: 1080, credential: "user:", text: "socks5://proxy:1080"},
 		{raw: "socks5://:@proxy", host: "proxy", port: 1080, text: "socks5://proxy:1080"},
 		{raw: "socks5://" + long255 + ":" + long255 + "@proxy", host: "proxy", port: 1080, credential: long255 + ":" + long255, text: "socks5://proxy:1080"},
+		{raw: "socks4a://proxy", host: "proxy", port: 1080, text: "socks4a://proxy:1080"},
+		{raw: "SOCKS4A://us%3Aer%0a@192.0.2.7:1081/", host: "192.0.2.7", port: 1081, credential: "us:er\n", text: "socks4a://192.0.2.7:1081"},
+		{raw: "socks4a://user:@proxy", host: "proxy", port: 1080, credential: "user", text: "socks4a://proxy:1080"},
 		{raw: "http://:@proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
 		{raw: "http://@proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
 	} {
@@ -73,6 +76,10 @@ func credentialOf(t *testing.T, proxy *upstream.Proxy) string {
 		t.Fatal(err)
 	}
 	hello := handshake.Hello()
+	if hello[0] == 4 {
+		userID, _, _ := bytes.Cut(hello[8:], []byte{0})
+		return string(userID)
+	}
 	if hello[0] == 5 {
 		if !bytes.Contains(hello[2:], []byte{2}) {
 			return ""
@@ -106,9 +113,16 @@ func TestParseErrors(t *testing.T) {
 		bracket = "http://[2001:db8::1]:3128"
 	)
 	for _, test := range []struct{ raw, shown, says string }{
-		{"ftp://x", "ftp://x: ", `scheme "ftp" is not supported: use http://host:port, https://host:port, socks5://host:port or direct://`},
+		{"ftp://x", "ftp://x: ", `scheme "ftp" is not supported: use http://host:port, https://host:port, socks5://host:port, socks4a://host:port or direct://`},
 		{"quic://proxy:443", "quic://proxy:443: ", `scheme "quic" is not supported`},
-		{"socks4://user:S3cr3t@proxy", "socks4://***@proxy: ", `scheme "socks4" is not supported`},
+		{"socks4://user:S3cr3t@proxy", "socks4://***@proxy: ", "cannot be asked for names: use socks4a://host:port"},
+		{"socks4a://user:S3cr3t@proxy", "socks4a://***@proxy: ", "no password"},
+		{"socks4a://:S3cr3t@proxy", "socks4a://***@proxy: ", "no password"},
+		{"socks4a://S3cr3t%00@proxy", "socks4a://***@proxy: ", "%00"},
+		{"socks4a://S3cr3t" + long255 + "@proxy", "socks4a://***@proxy: ", "255 bytes"},
+		{"socks4a://S3cr3t%zz@proxy", "socks4a://***@proxy: ", "%25"},
+		{"socks4a://user:S3cr3t/x@proxy", "socks4a://***@proxy: ", encode},
+		{"socks4a://", "socks4a://: ", "use socks4a://host:port"},
 		{"socks5://", "socks5://: ", "use socks5://host:port"},
 		{"socks5://:S3cr3t@proxy", "socks5://***@proxy: ", "user name"},
 		{"socks5://user:S3cr3t" + long255 + "@proxy", "socks5://***@proxy: ", "255 bytes"},
@@ -200,7 +214,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, after string) {
-		for _, before := range []string{"http://user:", "user:", "ftp://user:", "http://user:1", "[user:", "socks5://user:"} {
+		for _, before := range []string{"http://user:", "user:", "ftp://user:", "http://user:1", "[user:", "socks5://user:", "socks4a://user:"} {
 			proxy, err := upstream.Parse(before + "S3cr3t" + after)
 			switch {
 			case err == nil:
