@@ -110,9 +110,9 @@ var groups = []string{groupUpstream, groupCapture, groupDNS, groupHTTP, groupKer
 func options() []option {
 	table := []option{
 		{
-			groupUpstream, "upstream", "URL,...", "", "the proxy: http://[user:password@]host:port, https://…, socks5://…, socks4a://…; percent-\n" +
-				"encode special characters; of several the next ones stand in for one that is down;\n" +
-				"direct:// is the way without a proxy\n" +
+			groupUpstream, "upstream", "URL,...", "", "the proxy: http://[user:password@]host:port, https://…, socks5://…, socks4a://…, or on a\n" +
+				"unix socket http+unix:///run/proxy.sock; percent-encode special characters; of several\n" +
+				"the next ones stand in for one that is down; direct:// is the way without a proxy\n" +
 				"(default: $https_proxy, then $http_proxy; port 80 looks at $http_proxy first)",
 			func(s *settings, v string) (err error) { s.proxies, err = upstream.ParseList(v); return err },
 		},

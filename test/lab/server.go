@@ -24,6 +24,12 @@ func (s *servers) listen(ns *netns.NS, port int, serve func(*net.TCPConn)) error
 	if err != nil {
 		return err
 	}
+	s.accept(listener, func(conn net.Conn) { serve(conn.(*net.TCPConn)) })
+	return nil
+}
+
+// accept is listen on a listener that is there.
+func (s *servers) accept(listener net.Listener, serve func(net.Conn)) {
 	s.mutex.Lock()
 	s.listeners = append(s.listeners, listener)
 	s.mutex.Unlock()
@@ -39,11 +45,10 @@ func (s *servers) listen(ns *netns.NS, port int, serve func(*net.TCPConn)) error
 			}
 			s.running.Go(func() {
 				defer s.remove(conn)
-				serve(conn.(*net.TCPConn))
+				serve(conn)
 			})
 		}
 	})
-	return nil
 }
 
 func (s *servers) add(conn net.Conn) bool {

@@ -24,8 +24,9 @@ type Association struct {
 }
 
 // Associates reports whether the proxy's protocol can carry datagrams: SOCKS5 alone
-// can. Whether the proxy does only Associate tells.
-func (p *Proxy) Associates() bool { return p.protocol == protocolSOCKS5 }
+// can, and not on a unix socket, which has no address to send them to. Whether the proxy
+// does only Associate tells.
+func (p *Proxy) Associates() bool { return p.protocol == protocolSOCKS5 && p.socket == "" }
 
 // Associate connects to the proxy and has it relay datagrams. The caller closes the
 // association's connection, which has no deadline any more. A proxy's refusal is a
@@ -58,7 +59,7 @@ func (d *Dialer) AssociateVia(ctx context.Context, proxies []*Proxy) (associatio
 
 func (d *Dialer) associate(ctx context.Context, proxy *Proxy) (*Association, error) {
 	if !proxy.Associates() {
-		return nil, errors.New("only a SOCKS5 proxy carries it: give one with --upstream socks5://host:port")
+		return nil, errors.New("only a SOCKS5 proxy over TCP carries it: give one with --upstream socks5://host:port")
 	}
 	opened, err := d.connect(ctx, proxy)
 	if err != nil {

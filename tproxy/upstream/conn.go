@@ -8,7 +8,7 @@ import (
 )
 
 // Conn is the connection on which a flow leaves: a *net.TCPConn, which can be spliced, or
-// TLS to a proxy or a stream of it, which cannot.
+// TLS to a proxy, a stream of it or a unix socket, which are not.
 type Conn interface {
 	net.Conn
 	// CloseWrite ends what this side sends, and leaves what it receives.

@@ -126,10 +126,10 @@ func (d *Dialer) straight(ctx context.Context, target Target, direct netip.AddrP
 
 // Known returns the addresses at which to reach the proxy, in the order in which to
 // try them (not to be changed), if they are known without a look-up: ok is false where Tunnel would ask
-// the name service, or talks TLS. It is for a caller that connects by itself and must not
+// the name service, talks TLS or uses a unix socket. It is for a caller that connects by itself and must not
 // wait.
 func (d *Dialer) Known(proxy *Proxy) (addresses []netip.AddrPort, ok bool) {
-	if proxy.protocol == protocolHTTPS {
+	if proxy.protocol == protocolHTTPS || proxy.socket != "" {
 		return nil, false
 	}
 	if proxy.literal != nil {
@@ -178,6 +178,9 @@ func (d *Dialer) connect(ctx context.Context, proxy *Proxy, offered ...string) (
 
 // open connects to one of the addresses of a proxy, by TLS if it wants that.
 func (d *Dialer) open(ctx context.Context, proxy *Proxy, addresses []netip.Addr, offered []string) (Conn, error) {
+	if proxy.socket != "" {
+		return d.dialSocket(ctx, proxy.socket)
+	}
 	conn, err := d.dialAny(ctx, proxy, addresses)
 	switch {
 	case err != nil:
@@ -280,8 +283,11 @@ func (d *Dialer) leavePort(network, address string, raw syscall.RawConn) error {
 }
 
 // resolve returns the addresses of a proxy's host. A look-up takes at most half of
-// the time that there is for connecting.
+// the time that there is for connecting. A proxy on a unix socket has no host, and none.
 func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	if host == "" {
+		return nil, nil
+	}
 	if address, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{address}, nil
 	}

@@ -53,6 +53,10 @@ func (p *Proxy) question() []byte {
 	case protocolSOCKS4A:
 		return nil
 	}
+	authority := "localhost"
+	if p.socket == "" {
+		authority = joinHostPort(p.host, p.port)
+	}
 	// RFC 9110 section 9.3.7: about the server as a whole.
-	return []byte("OPTIONS * HTTP/1.1\r\nHost: " + joinHostPort(p.host, p.port) + "\r\nMax-Forwards: 0\r\nConnection: close\r\n\r\n")
+	return []byte("OPTIONS * HTTP/1.1\r\nHost: " + authority + "\r\nMax-Forwards: 0\r\nConnection: close\r\n\r\n")
 }

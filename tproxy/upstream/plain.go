@@ -13,7 +13,7 @@ func (p *Proxy) PlainHTTP() bool { return p.protocol == protocolHTTP || p.protoc
 // Anonymous returns the proxy without its credential, for clients that have to bring
 // their own.
 func (p *Proxy) Anonymous() *Proxy {
-	return &Proxy{protocol: p.protocol, host: p.host, port: p.port, url: p.url, literal: p.literal, health: p.health}
+	return &Proxy{protocol: p.protocol, host: p.host, port: p.port, socket: p.socket, url: p.url, literal: p.literal, health: p.health}
 }
 
 // Connect connects to the proxy, whose protocol is the caller's to speak. The caller

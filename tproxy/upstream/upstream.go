@@ -66,6 +66,7 @@ type Proxy struct {
 	protocol   protocol
 	host       string // a DNS name, or an IP literal without brackets
 	port       uint16
+	socket     string       // the path of a unix socket in place of host and port; empty for none
 	credential *credential  // nil: none
 	client     *auth.Client // HTTP: what proves the credential; nil without one
 	demand     demand       // whether the proxy asks for the credential
@@ -77,13 +78,14 @@ type Proxy struct {
 	literal []netip.AddrPort // the address, if host is an IP literal
 }
 
-// Host returns the proxy's DNS name or IP literal, the latter without brackets.
+// Host returns the proxy's DNS name or IP literal, the latter without brackets; empty for
+// one on a unix socket.
 func (p *Proxy) Host() string { return p.host }
 
 // Direct reports whether this stands for the way without a proxy.
 func (p *Proxy) Direct() bool { return p.protocol == protocolDirect }
 
-// Port returns the proxy's TCP port.
+// Port returns the proxy's TCP port; 0 for one on a unix socket.
 func (p *Proxy) Port() uint16 { return p.port }
 
 // String returns the proxy's URL, its scheme included, without user name and
@@ -104,7 +106,7 @@ func (p *Proxy) Join(other *Proxy) (same bool) {
 			p.client = auth.NewClient(&p.credential.account, p.client.Pinned(), p.host)
 		}
 	}
-	return p.protocol == other.protocol && p.host == other.host && p.port == other.port && p.userID == other.userID && p.credential == other.credential
+	return p.url == other.url && p.userID == other.userID && p.credential == other.credential
 }
 
 // Handshake returns the negotiation of a tunnel to t. It sends the credential only

@@ -73,7 +73,9 @@ const maxURL = 4096
 // without the scheme, as curl takes it, for an HTTP proxy; the scheme https for one that is
 // talked to by TLS; the scheme socks5, or socks5h with the same meaning, for a SOCKS5 proxy;
 // socks4a for a SOCKS4a proxy, which takes a user name but no password.
-// Without a port it is 3128, 443 or 1080. direct:// stands for the way without a proxy.
+// Without a port it is 3128, 443 or 1080. http+unix:///run/proxy.sock is an HTTP proxy that
+// listens on a unix socket of this host, and socks5+unix and socks4a+unix the others;
+// percent-encoded like the rest, and with user name and password before the path. direct:// stands for the way without a proxy.
 //
 // User name and password are percent-decoded, and what RFC 3986 section 3.2.1 does
 // not allow there unencoded is refused, because a raw / # ? or @ in a password
@@ -121,6 +123,10 @@ func ParseList(raw string) ([]*Proxy, error) {
 // password: of a URL that is written wrongly nobody can tell which part is which.
 func parse(raw string) (*Proxy, error) {
 	scheme, rest := cutScheme(raw)
+	scheme, onSocket, err := cutSocket(scheme, rest)
+	if err != nil {
+		return nil, err
+	}
 	protocol, err := protocolOf(scheme)
 	if err != nil {
 		return nil, err
@@ -147,27 +153,38 @@ func parse(raw string) (*Proxy, error) {
 		}
 		rest = rest[at+1:]
 	}
+	if onSocket {
+		err = proxy.locateSocket(rest)
+	} else {
+		err = proxy.locate(rest)
+	}
+	if err == nil && account != nil {
+		err = proxy.Login(account, auth.Auto)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return proxy, nil
+}
+
+// locate reads what stands behind the user name and the password.
+func (p *Proxy) locate(rest string) (err error) {
 	hostport, path := rest, ""
 	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
 		hostport, path = rest[:end], rest[end:]
 	}
 	if path != "" && path != "/" {
-		return nil, errors.New("the URL of a proxy ends after its port: " + protocol.usage() + ", and percent-encode special characters of a password (/ as %2F, # as %23, ? as %3F)")
+		return errors.New("the URL of a proxy ends after its port: " + p.protocol.usage() + ", and percent-encode special characters of a password (/ as %2F, # as %23, ? as %3F)")
 	}
-	if proxy.host, proxy.port, err = protocol.parseHostPort(hostport); err != nil {
-		return nil, err
-	}
-	if account != nil {
-		if err := proxy.Login(account, auth.Auto); err != nil {
-			return nil, err
-		}
+	if p.host, p.port, err = p.protocol.parseHostPort(hostport); err != nil {
+		return err
 	}
 	// The zone of an IPv6 literal is written as RFC 6874 has it.
-	proxy.url = string(protocol) + "://" + joinHostPort(strings.Replace(proxy.host, "%", "%25", 1), proxy.port)
-	if address, err := netip.ParseAddr(proxy.host); err == nil {
-		proxy.literal = []netip.AddrPort{netip.AddrPortFrom(address.Unmap(), proxy.port)}
+	p.url = string(p.protocol) + "://" + joinHostPort(strings.Replace(p.host, "%", "%25", 1), p.port)
+	if address, err := netip.ParseAddr(p.host); err == nil {
+		p.literal = []netip.AddrPort{netip.AddrPortFrom(address.Unmap(), p.port)}
 	}
-	return proxy, nil
+	return nil
 }
 
 // cutScheme splits a URL at "://"; scheme is empty if there is none.
@@ -281,12 +298,16 @@ const hidden = "***"
 // and port, and nothing that could be a user name or a password.
 func redact(raw string) string {
 	scheme, rest := cutScheme(raw)
+	hasPath := strings.HasSuffix(strings.ToLower(scheme), onSocket)
 	if scheme != "" {
 		scheme += "://"
 	}
 	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
 		scheme += hidden + "@"
 		rest = rest[at+1:]
+	}
+	if hasPath && strings.HasPrefix(rest, "/") {
+		return shorten(scheme + rest)
 	}
 	// Without an @, user:password looks like host:port: what follows the host is
 	// shown only if it is a number. The colons of an IPv6 address are in brackets.
@@ -300,8 +321,12 @@ func redact(raw string) string {
 			rest = rest[:end] + hidden
 		}
 	}
+	return shorten(scheme + rest)
+}
+
+// shorten makes what is left of a URL fit for a log.
+func shorten(shown string) string {
 	const most = 300 // bytes; a host name has 253
-	shown := scheme + rest
 	if len(shown) > most {
 		shown = shown[:most] + "..."
 	}

@@ -50,6 +50,11 @@ func TestParse(t *testing.T) {
 		{raw: "socks4a://proxy", host: "proxy", port: 1080, text: "socks4a://proxy:1080"},
 		{raw: "SOCKS4A://us%3Aer%0a@192.0.2.7:1081/", host: "192.0.2.7", port: 1081, credential: "us:er\n", text: "socks4a://192.0.2.7:1081"},
 		{raw: "socks4a://user:@proxy", host: "proxy", port: 1080, credential: "user", text: "socks4a://proxy:1080"},
+		{raw: "http+unix:///run/proxy.sock", text: "http+unix:///run/proxy.sock"},
+		{raw: "HTTP+UNIX://user:p%40ss@/run/a%2cb%40c%20d.sock", credential: "user:p@ss", text: "http+unix:///run/a%2Cb%40c%20d.sock"},
+		{raw: "socks5h+unix://us%20er:pass@%2Frun%2Fproxy.sock", credential: "us er:pass", text: "socks5+unix:///run/proxy.sock"},
+		{raw: "socks4a+unix://user@/run/proxy.sock", credential: "user", text: "socks4a+unix:///run/proxy.sock"},
+		{raw: "http+unix:///" + strings.Repeat("a", 106), text: "http+unix:///" + strings.Repeat("a", 106)},
 		{raw: "http://:@proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
 		{raw: "http://@proxy", host: "proxy", port: 3128, text: "http://proxy:3128"},
 	} {
@@ -122,6 +127,24 @@ func TestParseErrors(t *testing.T) {
 		{"socks4a://S3cr3t" + long255 + "@proxy", "socks4a://***@proxy: ", "255 bytes"},
 		{"socks4a://S3cr3t%zz@proxy", "socks4a://***@proxy: ", "%25"},
 		{"socks4a://user:S3cr3t/x@proxy", "socks4a://***@proxy: ", encode},
+		{"unix:///run/proxy.sock", "unix:///***: ", "use http+unix:///run/proxy.sock, or socks5+unix"},
+		{"unix:/run/proxy.sock", "unix:***: ", "use http+unix:///run/proxy.sock, or socks5+unix"},
+		{"https+unix:///run/proxy.sock", "https+unix:///run/proxy.sock: ", "use http+unix:///run/proxy.sock, or socks5+unix"},
+		{"+unix:///run/proxy.sock", "+unix:///run/proxy.sock: ", "use http+unix:///run/proxy.sock"},
+		{"http+unix://", "http+unix://: ", "slash"},
+		{"http+unix://run/proxy.sock", "http+unix://run/***: ", "slash"},
+		{"http+unix://user:S3cr3t@", "http+unix://***@: ", "slash"},
+		{"http+unix://user:S3cr3t/run/proxy.sock", "http+unix://user:***: ", "slash"},
+		{"http+unix://user:S3cr3t/x@/run/proxy.sock", "http+unix://***@/run/proxy.sock: ", encode},
+		{"http+unix://user:S3cr3t@/run/pro@xy.sock", "http+unix://***@xy.sock: ", encode},
+		{"http+unix:///run/", "http+unix:///run/: ", "slash"},
+		{"http+unix:///run/pro xy.sock", `"http+unix:///run/pro xy.sock": `, encode},
+		{"http+unix:///run/pro,xy.sock", "http+unix:///run/pro,xy.sock: ", "%2C"},
+		{"http+unix:///run/proxy%0a.sock", "http+unix:///run/proxy%0a.sock: ", "control characters"},
+		{"http+unix:///run/proxy%zz", "http+unix:///run/proxy%zz: ", "%25"},
+		{"http+unix:///run/proxy?x", "http+unix:///run/proxy?x: ", encode},
+		{"http+unix:///" + strings.Repeat("a", 107), "", "107 bytes"},
+		{"socks4a+unix://user:S3cr3t@/run/proxy.sock", "socks4a+unix://***@/run/proxy.sock: ", "no password"},
 		{"socks4a://", "socks4a://: ", "use socks4a://host:port"},
 		{"socks5://", "socks5://: ", "use socks5://host:port"},
 		{"socks5://:S3cr3t@proxy", "socks5://***@proxy: ", "user name"},
@@ -214,7 +237,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, after string) {
-		for _, before := range []string{"http://user:", "user:", "ftp://user:", "http://user:1", "[user:", "socks5://user:", "socks4a://user:"} {
+		for _, before := range []string{"http://user:", "user:", "ftp://user:", "http://user:1", "[user:", "socks5://user:", "socks4a://user:", "http+unix://user:"} {
 			proxy, err := upstream.Parse(before + "S3cr3t" + after)
 			switch {
 			case err == nil:
