@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream"
+	"github.com/transproxy-tproxy/transproxy-tproxy/tproxy/upstream/auth"
 )
 
 // The proxy of the scripts, and what it is told.
@@ -136,4 +137,12 @@ func FuzzSOCKS4Reply(f *testing.F) {
 			t.Fatalf("%+v", got)
 		}
 	})
+}
+
+// TestSOCKS4Login: an account of a file is not sent as a user id.
+func TestSOCKS4Login(t *testing.T) {
+	err := parse(t, socks4Proxy).Login(auth.NewAccount("user", "password", nil), auth.Auto)
+	if err == nil || !strings.Contains(err.Error(), "takes no account") || strings.Contains(err.Error(), "password") {
+		t.Errorf("error %v", err)
+	}
 }
