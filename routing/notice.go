@@ -74,8 +74,10 @@ func read(message syscall.NetlinkMessage, c Config) notice {
 		if table == c.Table {
 			return notice{ours: true}
 		}
-		// Routes to single networks come and go by the thousand on a router.
-		return notice{changed: route.Dst_len == 0}
+		// Routes to single networks come and go by the thousand on a router. Those that make
+		// addresses this host's own are few.
+		own := route.Type == unix.RTN_LOCAL || route.Type == unix.RTN_BROADCAST || route.Type == unix.RTN_ANYCAST
+		return notice{changed: route.Dst_len == 0 || own}
 	}
 	return notice{}
 }

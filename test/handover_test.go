@@ -288,4 +288,11 @@ func TestEngineLearnsAddresses(t *testing.T) {
 			}
 		}
 	}
+	// A whole network can become its own by a route alone, of which no address tells.
+	must(t, w.Gateway.Local("198.18.7.0/24"))
+	for _, from := range []*netns.NS{w.container, w.Gateway} {
+		if got, err := answered(t.Context(), from, netip.MustParseAddr("198.18.7.7")); got != ownBanner {
+			t.Errorf("an address of a local route answers %q, %v", got, err)
+		}
+	}
 }
