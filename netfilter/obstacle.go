@@ -315,7 +315,8 @@ func (t *trial) cure(base *nftables.Chain, mark uint32, c *Config, way Way) stri
 		}
 		return fmt.Sprintf("sed -i '/^# End required lines/a -A %s -m mark --mark %#x/%#x -j ACCEPT' /etc/ufw/%s && ufw reload", chain, mark, c.Mask, file)
 	case k == firewalld && *base.Hooknum == *nftables.ChainHookInput:
-		return fmt.Sprintf("firewall-cmd --permanent --zone=%s --add-rich-rule='%s' && firewall-cmd --reload", t.zone(), t.richRule(way))
+		return fmt.Sprintf("firewall-cmd --permanent --zone=%s --add-rich-rule='%s' && firewall-cmd --reload", t.zone(),
+			strings.Join(t.packet.richRules(c, way), "' --add-rich-rule='"))
 	case k == xtables || k == ufw:
 		return fmt.Sprintf("%s -t %s -I %s -m mark --mark %#x/%#x -j ACCEPT", t.xtablesCommand(), base.Table.Name, base.Name, mark, c.Mask)
 	}
@@ -355,35 +356,37 @@ func (t *trial) forwardCure(base *nftables.Chain, way Way) string {
 	return fmt.Sprintf("nft 'insert rule %s iifname \"%s\" accept; insert rule %[1]s oifname \"%[2]s\" ct state established,related accept'", chain, way.Name)
 }
 
-// richRule is firewalld's for what is captured of the packet's family and protocol.
-func (t *trial) richRule(way Way) string {
-	f := families()[0]
-	if t.packet.family == unix.NFPROTO_IPV6 {
-		f = families()[1]
-	}
-	return f.richRule(way, t.packet.protocol, t.packet.ports)
-}
-
 // RichRules are rules of firewalld's (firewalld.richlanguage(5)) that let pass what c captures of what comes in there.
 func (c Config) RichRules(way Way) []string {
 	var rules []string
 	for _, p := range c.samples(way) {
-		rules = append(rules, (&trial{packet: p}).richRule(way))
+		rules = append(rules, p.richRules(&c, way)...)
 	}
 	return rules
 }
 
-// richRule accepts by the family, the protocol and the ports of UDP, because firewalld knows no marks. What clients say to
-// their own network, this host's address there included, is left to the other rules if that network is one alone.
-func (f family) richRule(way Way, protocol byte, ports PortRange) string {
+// richRules accept what is captured of the packet's family, protocol and ports, because firewalld knows no marks. It may have
+// the uplink in the same zone: so each is for one network of clients. What these say to their own network, this host's
+// address there included, is left to the other rules if that network is one alone.
+func (p *sample) richRules(c *Config, way Way) []string {
+	f := families()[0]
+	if p.family == unix.NFPROTO_IPV6 {
+		f = families()[1]
+	}
 	destination, what := "", `protocol value="tcp"`
 	if network := f.only(way.Networks); network.IsValid() {
 		destination = fmt.Sprintf(` destination not address="%s"`, network)
 	}
-	if protocol == unix.IPPROTO_UDP {
-		what = fmt.Sprintf(`port port="%s" protocol="udp"`, ports)
+	if p.protocol == unix.IPPROTO_UDP {
+		what = fmt.Sprintf(`port port="%s" protocol="udp"`, p.ports)
 	}
-	return fmt.Sprintf(`rule family="%s"%s %s accept`, f.proto, destination, what)
+	var rules []string
+	for _, clients := range c.Clients {
+		if f.has(clients.Addr()) {
+			rules = append(rules, fmt.Sprintf(`rule family="%s" source address="%s"%s %s accept`, f.proto, clients, destination, what))
+		}
+	}
+	return rules
 }
 
 // only is the one network of the family that there is.

@@ -179,7 +179,8 @@ func TestRichRules(t *testing.T) {
 	c.Listen, c.DNS.Listen = c.Listen[:1], c.DNS.Listen[:1]
 	c.CapturedUDP = []PortRange{{443, 443}, {3478, 3497}}
 	got := strings.Join(c.RichRules(Way{Name: "lan0", Networks: prefixes("10.1.0.0/24")}), "\n")
-	const of = `rule family="ipv4" destination not address="10.1.0.0/24" `
+	c.Clients = prefixes("10.1.0.0/24", "2001:db8:1::/64")
+	const of = `rule family="ipv4" source address="10.1.0.0/24" destination not address="10.1.0.0/24" `
 	want := of + `protocol value="tcp" accept` + "\n" + of + `port port="53" protocol="udp" accept` + "\n" +
 		of + `port port="443" protocol="udp" accept` + "\n" + of + `port port="3478-3497" protocol="udp" accept`
 	if got != want {

@@ -3,6 +3,7 @@
 package interop
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/transproxy-tproxy/transproxy-tproxy/test/lab"
 )
@@ -210,8 +212,23 @@ func TestFirewalldFlag(t *testing.T) {
 			t.Errorf("%s: %v is left, %v", when, left, err)
 		}
 	}
+	// A service that firewalld keeps from the uplink, which is in the same zone.
+	service, err := w.Gateway.Listen("tcp", "0.0.0.0:8080")
+	must(t, err)
+	defer service.Close()
+	hidden := func(when string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if conn, err := w.Router.Dial(ctx, "tcp", lab.Uplink4.String()+":8080"); err == nil {
+			conn.Close()
+			t.Errorf("%s a service of the gateway is open to the uplink: %s", when, r.richRules())
+		}
+	}
+	hidden("without --firewalld")
 	g := r.gatewayBeside("--firewalld", "--state-dir", state)
 	w.wantCarried(true, "with --firewalld")
+	hidden("with --firewalld")
 	if strings.Contains(g.text(), `"cure"`) {
 		t.Errorf("there is still something in the way: %s", g.text())
 	}
