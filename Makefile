@@ -39,7 +39,7 @@ test-race:
 # Real squid, curl, nft and others; installs them from Debian when missing.
 test-interop:
 	test/interop/install
-	$(GO) test -timeout 15m -tags interop -count=1 ./netfilter ./routing ./test/interop ./test/benchdns ./test/benchhttp
+	$(GO) test -timeout 25m -tags interop -count=1 ./netfilter ./routing ./test/interop ./test/benchdns ./test/benchhttp
 
 # Every kind of host, and the end-to-end tests on the engine sk_lookup, which needs root in the
 # initial user namespace. Writes docs/HOSTS.md.
