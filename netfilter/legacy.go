@@ -59,7 +59,7 @@ func readLegacy(family byte) (*legacyTable, error) {
 	if err != nil || !slices.Contains(strings.Fields(string(names)), "filter") {
 		return nil, nil // no such file: the module is not there
 	}
-	socket, err := unix.Socket(int(layout.domain), unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	socket, err := unix.Socket(int(layout.domain), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // any does; a raw one needs CAP_NET_RAW
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}

@@ -79,9 +79,10 @@ func (g *gateway) pass(p plan, host routing.Host) error {
 
 // watchFirewalld has it let captured packets pass again after it was reloaded.
 func (g *gateway) watchFirewalld(ctx context.Context) error {
-	return g.openings.Watch(ctx, func(err error) {
+	g.openings.Watch(ctx, func(err error) {
 		g.log.Error().Err(err).Msg("firewalld may drop captured packets")
 	})
+	return nil
 }
 
 // obstaclesText is what stands in the way as comments, for the command that prints the

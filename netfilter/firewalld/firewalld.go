@@ -139,28 +139,55 @@ func (r *Rules) Close() error {
 	return failure
 }
 
-// Watch adds the rules again when firewalld has lost them, until ctx ends; it then returns nil. What goes wrong it reports, and
-// goes on.
-func (r *Rules) Watch(ctx context.Context, report func(error)) error {
+// The pauses between two tries to reach the system bus, each twice the one before: it is restarted within seconds.
+const (
+	firstPause = time.Second
+	lastPause  = time.Minute
+)
+
+// Watch adds the rules again when firewalld has lost them, until ctx ends. What goes wrong it reports, and goes on: that the
+// bus is gone once, until it is back.
+func (r *Rules) Watch(ctx context.Context, report func(error)) {
+	pause := time.Duration(0)
+	for ctx.Err() == nil {
+		err := r.watch(ctx, report, func() { pause = 0 })
+		if ctx.Err() != nil {
+			return
+		}
+		if pause == 0 {
+			report(err)
+		}
+		pause = min(max(2*pause, firstPause), lastPause)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// watch is Watch for as long as the bus is there; it calls connected once it is.
+func (r *Rules) watch(ctx context.Context, report func(error), connected func()) error {
 	signals := make(chan *dbus.Signal, 16)
 	bus, err := r.subscribe(signals)
 	if err != nil {
 		return err
 	}
 	defer bus.RemoveSignal(signals)
+	connected()
+	// What was lost meanwhile nobody tells.
 	for {
+		r.mutex.Lock()
+		err := r.apply()
+		r.mutex.Unlock()
+		if err != nil && !isAbsent(err) {
+			report(err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case _, open := <-signals:
 			if !open {
-				return errors.New("the system bus has gone, over which firewalld is asked: start this program again")
-			}
-			r.mutex.Lock()
-			err := r.apply()
-			r.mutex.Unlock()
-			if err != nil && !isAbsent(err) {
-				report(err)
+				return errors.New("the system bus has gone, over which firewalld is asked: it is tried again")
 			}
 		}
 	}

@@ -328,3 +328,30 @@ func TestForwardingBesideFirewalls(t *testing.T) {
 		})
 	}
 }
+
+// TestFirewalldWithoutBus: a system bus that is restarted, and firewalld with it, ends
+// nothing but what it has to, and what was opened comes again.
+func TestFirewalldWithoutBus(t *testing.T) {
+	w := newWorld(t)
+	r, firewalld := w.newFirewalld()
+	g := r.gatewayBeside("--firewalld", "--state-dir", t.TempDir())
+	w.wantCarried(true, "with --firewalld")
+	bus := strings.TrimPrefix(r.env[slices.IndexFunc(r.env, func(v string) bool { return strings.HasPrefix(v, "DBUS_") })], "DBUS_SYSTEM_BUS_ADDRESS=unix:path=")
+	r.mustShell("pkill -f '" + bus + "[.]conf'") // it is this test's alone
+	firewalld.end(syscall.SIGTERM)
+	g.waitFor("the system bus has gone")
+	must(t, os.RemoveAll(bus))
+	r.mustShell("dbus-daemon --config-file=" + bus + ".conf --nofork --nopidfile >/dev/null 2>&1 &")
+	if !within(func() bool { _, err := os.Stat(bus); return err == nil }) {
+		t.Fatal("the bus does not start")
+	}
+	r.startFirewalld()
+	if !within(func() bool { return r.richRules() != "" && w.carried("origin.test") && w.carried("six.test") }) {
+		t.Errorf("after a restart of the bus flows are not carried: %s", r.richRules())
+	}
+	must(t, g.end(syscall.SIGTERM))
+	if rules := r.richRules(); rules != "" {
+		t.Errorf("after the stop firewalld still has %s", rules)
+	}
+	r.mustShell("pkill -f '" + bus + "[.]conf'")
+}
