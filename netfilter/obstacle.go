@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"go4.org/netipx"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,39 +59,63 @@ func Obstacles(c Config, ways []Way) ([]Obstacle, error) {
 		}
 	}
 	for _, way := range ways {
-		for _, p := range c.samples(way) {
-			if o, hindered := (&trial{ruleset: rules, packet: p}).captured(&c, way); hindered {
-				add(o)
-			}
-			if o, hindered := (&trial{packet: p}).legacyObstacle(tables[p.family], legacyInput, &c, way); hindered {
-				add(o)
-			}
-			if c.Output.captured() {
-				p.mark = c.Output.Mark
-				if o, hindered := (&trial{ruleset: rules, packet: p}).sent(&c, way); hindered {
+		// One client that is banned, or one network that nobody is to reach, is no obstacle.
+		try := func(p sample, hinders func(sample) (Obstacle, bool)) {
+			if o, hindered := hinders(p); hindered {
+				if _, again := hinders(c.another(p, way)); again {
 					add(o)
 				}
 			}
 		}
+		for _, p := range c.samples(way) {
+			try(p, func(p sample) (Obstacle, bool) { return (&trial{ruleset: rules, packet: p}).captured(&c, way) })
+			try(p, func(p sample) (Obstacle, bool) {
+				return (&trial{packet: p}).legacyObstacle(tables[p.family], legacyInput, &c, way)
+			})
+			if c.Output.captured() {
+				p.mark = c.Output.Mark
+				try(p, func(p sample) (Obstacle, bool) { return (&trial{ruleset: rules, packet: p}).sent(&c, way) })
+			}
+		}
 		if c.Router && way.Uplink != "" {
 			for _, p := range c.direct(way) {
-				if o, hindered := (&trial{ruleset: rules, packet: p}).forwarded(way); hindered {
-					add(o)
-				}
-				if o, hindered := (&trial{packet: p}).legacyObstacle(tables[p.family], legacyForward, &c, way); hindered {
-					add(o)
-				}
+				try(p, func(p sample) (Obstacle, bool) { return (&trial{ruleset: rules, packet: p}).forwarded(way) })
+				try(p, func(p sample) (Obstacle, bool) {
+					return (&trial{packet: p}).legacyObstacle(tables[p.family], legacyForward, &c, way)
+				})
 			}
 		}
 	}
 	return found, nil
 }
 
-// Destinations of samples: documentation addresses (RFC 5737, RFC 3849), to which only a default route leads.
+// Destinations of samples, to which nothing is sent: documentation addresses (RFC 5737, RFC 3849), to which only a default route
+// leads, and any that are in use, because filters of what is never routed end the others.
 var (
-	elsewhere4 = netip.MustParseAddr("198.51.100.1")
-	elsewhere6 = netip.MustParseAddr("2001:db8:ffff::1")
+	elsewhere4 = [2]netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("151.101.1.1")}
+	elsewhere6 = [2]netip.Addr{netip.MustParseAddr("2001:db8:ffff::1"), netip.MustParseAddr("2a04:4e42::1")}
 )
+
+// another is the same packet of another client, if its network has one, to another place.
+func (c *Config) another(p sample, way Way) sample {
+	f, length, elsewhere := families()[0], 4, elsewhere4
+	if p.family == unix.NFPROTO_IPV6 {
+		f, length, elsewhere = families()[1], 16, elsewhere6
+	}
+	p.network = slices.Clone(p.network)
+	destination := p.network[len(p.network)-length:]
+	source := p.network[len(p.network)-2*length : len(p.network)-length]
+	copy(destination, elsewhere[1].AsSlice())
+	for _, network := range way.Networks {
+		// The last is for all hosts in IPv4.
+		other := netipx.PrefixLastIP(network).Prev()
+		if f.has(other) && network.Contains(other) && slices.ContainsFunc(c.Clients, func(p netip.Prefix) bool { return p.Contains(other) }) {
+			copy(source, other.AsSlice())
+			break
+		}
+	}
+	return p
+}
 
 // samples are packets of clients as the rules hand them on: the first of a TCP flow, a query, and one for each range of captured
 // UDP ports.
@@ -170,10 +195,10 @@ func newSample(f family, incoming string, source netip.Addr, protocol byte, port
 	switch f.number {
 	case unix.NFPROTO_IPV4: // RFC 791, section 3.1
 		p.network = append([]byte{4<<4 | 5, 0, 0, 60, 0, 1, 0x40, 0, 64, protocol, 0, 0}, source.AsSlice()...)
-		p.network = append(p.network, elsewhere4.AsSlice()...)
+		p.network = append(p.network, elsewhere4[0].AsSlice()...)
 	default: // RFC 8200, section 3
 		p.network = append([]byte{6 << 4, 0, 0, 0, 0, 40, protocol, 64}, source.AsSlice()...)
-		p.network = append(p.network, elsewhere6.AsSlice()...)
+		p.network = append(p.network, elsewhere6[0].AsSlice()...)
 	}
 	p.transport = make([]byte, 20)
 	binary.BigEndian.PutUint16(p.transport, 40001)

@@ -38,6 +38,9 @@ var obstacles = []struct {
 	{name: "a verdict map", nft: `table ip filter { chain lan { drop; }
 		chain input { type filter hook input priority filter; policy accept; iifname vmap { "lo" : accept, "lan0" : goto lan }; }
 }`, code: "dropped", words: []string{"chain lan"}},
+	{name: "a set without elements", nft: `table ip filter { set trusted { type ipv4_addr; }
+		chain input { type filter hook input priority filter; policy drop; ip saddr @trusted accept; ct state established,related accept; }
+}`, code: "dropped", words: []string{"table ip filter", "policy drop"}},
 	{name: "IPv6 alone", nft: `table ip6 filter { chain input { type filter hook input priority filter; policy drop; icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept; }
 }`, code: "dropped", words: []string{"table ip6 filter", "IPv6"}},
 	{name: "iptables-nft", shell: []string{"iptables-nft -P INPUT DROP", "iptables-nft -A INPUT -i lo -j ACCEPT", "iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"}, code: "dropped", words: []string{"table ip filter", "INPUT", "policy drop"}},
@@ -53,6 +56,8 @@ var obstacles = []struct {
 }`, code: "translated", words: []string{"redirect"}},
 
 	// What lets captured packets pass is not told.
+	{name: "what is never routed is dropped", nft: `table inet bogons { chain pre { type filter hook prerouting priority filter; ip daddr 198.51.100.0/24 drop; ip6 daddr 2001:db8:ffff::/48 drop; }
+}`},
 	{name: "the interface is trusted", nft: rulesWith(`iifname "lan0" accept`)},
 	{name: "the interface is trusted by its number", nft: rulesWith(`iif "lan0" accept`)},
 	{name: "the mark is accepted", nft: rulesWith("meta mark & 0x01000000 == 0x01000000 accept")},

@@ -71,11 +71,15 @@ func (r *ruleset) rulesOf(c *nftables.Chain) []*nftables.Rule {
 	return rules
 }
 
+// elements are those of a set; nil, and not just none, if it cannot be read.
 func (r *ruleset) elements(table *nftables.Table, set string) []nftables.SetElement {
 	name := key(table, set)
 	elements, known := r.sets[name]
 	if !known {
-		elements, _ = r.netlink.GetSetElements(&nftables.Set{Table: table, Name: set})
+		found, err := r.netlink.GetSetElements(&nftables.Set{Table: table, Name: set})
+		if err == nil {
+			elements = append([]nftables.SetElement{}, found...)
+		}
 		r.sets[name] = elements
 	}
 	return elements
