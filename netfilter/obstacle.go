@@ -348,12 +348,17 @@ func (t *trial) cure(base *nftables.Chain, mark uint32, c *Config, way Way) stri
 	return fmt.Sprintf("nft 'insert rule %s %s meta mark & %#08x == %#08x accept'", strings.TrimPrefix(tableText(base.Table), "table "), base.Name, c.Mask, mark)
 }
 
-// zone is firewalld's that ended the packet, by the name of the chain.
+// zone is firewalld's that ended the packet, by the name of the chain: each zone has one, with further ones for its parts.
 func (t *trial) zone() string {
 	for _, prefix := range []string{"filter_IN_", "filter_FWD_"} {
-		if zone, found := strings.CutPrefix(t.chain, prefix); found {
-			return zone
+		zone, found := strings.CutPrefix(t.chain, prefix)
+		if !found || strings.HasPrefix(zone, "policy_") {
+			continue
 		}
+		for _, part := range []string{"_pre", "_log", "_deny", "_allow", "_post"} {
+			zone = strings.TrimSuffix(zone, part)
+		}
+		return zone
 	}
 	return `"$(firewall-cmd --get-default-zone)"`
 }

@@ -303,9 +303,6 @@ func (g *gateway) follow() {
 	if err := g.parameters.Set(p.router); err != nil {
 		g.log.Error().Err(err).Msg("not all is forwarded")
 	}
-	if err := g.pass(p, host); err != nil {
-		g.log.Error().Err(err).Msg("firewalld may drop captured packets")
-	}
 	// Links and routes change a lot on a host with containers, mostly without
 	// meaning for the rules.
 	engine := g.engineInUse()
@@ -321,6 +318,10 @@ func (g *gateway) follow() {
 		g.log.Info().Strs("interfaces", p.capture.interfaces).Stringers("clients", stringers(p.clients)).Msg("the host's network has changed")
 	}
 	g.verify(p)
+	// Last, because firewalld may take its time.
+	if err := g.pass(p, host); err != nil {
+		g.log.Error().Err(err).Msg("firewalld may drop captured packets")
+	}
 }
 
 // uplinkOf is what has to stay the same for the ways to the upstreams to be the same: the

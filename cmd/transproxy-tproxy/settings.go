@@ -154,7 +154,7 @@ func options() []option {
 			setSwitch(func(s *settings, on bool) { s.router = on }),
 		},
 		{
-			groupCapture, "state-dir", "DIR", "/run/transproxy-tproxy", "where the former values of the kernel's parameters are kept meanwhile",
+			groupCapture, "state-dir", "DIR", "/run/transproxy-tproxy", "where it is kept what --gateway and --firewalld have changed",
 			func(s *settings, v string) error { s.state = v; return nil },
 		},
 		{
