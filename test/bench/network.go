@@ -76,8 +76,8 @@ func newNetwork() (*network, error) {
 		err = errors.Join(err,
 			// A pacing congestion control would be measured instead of the gateways.
 			host.Sysctl("net.ipv4.tcp_congestion_control", "reno"),
-			// Closed connections must not use up the ports of the next round.
-			host.Sysctl("net.ipv4.ip_local_port_range", "1024 65535"),
+			// Closed connections must not use up the ports of the next round, nor open ones those of listeners.
+			host.Sysctl("net.ipv4.ip_local_port_range", "16384 65535"),
 			host.Sysctl("net.ipv4.tcp_max_tw_buckets", "500"))
 	}
 	for port, serve := range map[int]func(*net.TCPConn){
